@@ -1,0 +1,44 @@
+# make demo   set everything up and run the whole path on generated videos
+# make test   set everything up and pass the tests
+# make lint   ruff, mypy strict, import rules
+# make models build the tiny untrained checkpoints again
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODELS := models/tiny
+export HF_HUB_DISABLE_TELEMETRY = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test lint models install clean
+
+install: $(INSTALLED) $(MODELS)
+
+demo: install
+	$(BIN)/clipmill demo runs/demo
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+models:
+	rm -rf $(MODELS)
+	$(MAKE) $(MODELS)
+
+$(MODELS): $(INSTALLED)
+	$(BIN)/python -m demo.tiny_models $(MODELS)
+	@touch $(MODELS)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipmill needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) models runs
