@@ -1,0 +1,298 @@
+"""Write and read `packed-v1` shards: tars of rows that stock `webdataset` iterates, with an index for reading by row.
+
+Invariant: the bytes of a shard are a pure function of its rows (USTAR, mtime 0, fixed owner, sorted members), so the same
+results give the same sha256 whoever writes it. A row is two adjacent members, `{key}.json` and `{key}.tokens.safetensors`.
+There is no padding on disk. Every clip id stands inside the JSON of its row.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from packing.errors import ShardError
+from packing.geometry import Patch, token_grid
+from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts
+from packing.store import Store
+from packing.tokens import patchify
+
+BLOCK = 512
+TOKENS = "tokens.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption of a clip with its features [m, E]; `agreement` is its CLIP similarity to the clip, -1 to 1."""
+
+    prompt: str
+    text: str
+    features: Tensor
+    model: str = ""
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedClip:
+    """One clip ready to be packed: its normalised latent [C, T, H, W], its captions, and facts for the row's JSON."""
+
+    clip_id: str
+    latent: Tensor
+    captions: Sequence[Caption]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowIndex:
+    """Where one row lies in its shard and what is in it; offsets and sizes in bytes, `crc32c` over both members' data."""
+
+    key: str
+    json_offset: int
+    json_size: int
+    offset: int
+    size: int
+    crc32c: int
+    clip_ids: Sequence[str]
+    grids: Sequence[tuple[int, int, int]]
+    captions: Sequence[str]
+    duration_s: float
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each segment."""
+        return np.array([t * h * w for t, h, w in self.grids], dtype=np.int64)
+
+    @property
+    def cost(self) -> float:
+        """Relative compute of the row: tokens plus attention's sum of squares, weighed as in a DiT of width 1152."""
+        lengths = self.lengths.astype(np.float64)
+        return float(lengths.sum() + (lengths**2).sum() / (6 * 1152))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row as it lies on disk: tensors by name and the facts of each segment."""
+
+    tensors: Mapping[str, Tensor]
+    segments: Sequence[Mapping[str, Any]]
+
+
+def shard_rows(rows: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64], shard_bytes: int) -> list[list[NDArray[np.int64]]]:
+    """Group planned rows, in order, into shards of about `shard_bytes`; `sizes` are bytes of each clip."""
+    shards: list[list[NDArray[np.int64]]] = []
+    room = 0
+    for row in rows:
+        size = int(sizes[row].sum())
+        if not shards or size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(row)
+        room -= size
+    return shards
+
+
+def write_shard(store: Store, number: int, rows: Iterable[Sequence[PackedClip]], patch: Patch) -> ShardEntry:
+    """Write one shard and its index into `store`; rows are taken one at a time, so memory holds one row.
+
+    Returns:
+        The manifest's entry. Written twice from equal rows, the second write changes nothing.
+    """
+    index: list[RowIndex] = []
+    _, digest, size = store.put_stream(lambda sha256: f"shard-{number:06d}-{sha256[:12]}.tar", _tar(rows, patch, index))
+    name = f"shard-{number:06d}-{digest[:12]}.tar"
+    listing = json.dumps({"shard": name, "rows": [asdict(row) for row in index]}, sort_keys=True).encode()
+    index_name = name.removesuffix(".tar") + ".index.json"
+    store.put_once(index_name, listing)
+    return ShardEntry(
+        name=name,
+        sha256=digest,
+        size_bytes=size,
+        index=index_name,
+        index_sha256=hashlib.sha256(listing).hexdigest(),
+        rows=len(index),
+        clips=sum(len(row.grids) for row in index),
+        tokens=sum(int(row.lengths.sum()) for row in index),
+    )
+
+
+def write_shards(
+    rows: Sequence[NDArray[np.int64]],
+    clips: Iterable[PackedClip],
+    url: str,
+    *,
+    codec: CodecFacts,
+    text_encoder: TextEncoderFacts,
+    patch: Patch,
+    sequence_length: int,
+    fps: float,
+    seed: int = 0,
+    shard_bytes: int = 1 << 30,
+) -> Manifest:
+    """Write planned rows of your own clips as a whole packed corpus at `url`, its manifest last.
+
+    Args:
+        rows: from `plan_rows`; indices into `clips`.
+        clips: in the order of the lengths that were planned.
+        url: a folder or bucket prefix.
+        codec: what made the latents.
+        text_encoder: what made the caption features.
+        patch: latent cells of one token (t, h, w).
+        sequence_length: the capacity that was planned for.
+        fps: frame rate that the clips were encoded at.
+        seed: the seed that was planned with.
+        shard_bytes: about how large a shard becomes.
+    """
+    held = list(clips)
+    sizes = np.array([_size_bytes(clip) for clip in held], dtype=np.int64)
+    store = Store(url)
+    entries = [
+        write_shard(store, number, ([held[i] for i in row] for row in group), patch)
+        for number, group in enumerate(shard_rows(rows, sizes, shard_bytes))
+    ]
+    manifest = Manifest(
+        sequence_length=sequence_length,
+        patch=patch,
+        fps=fps,
+        codec=codec,
+        text_encoder=text_encoder,
+        seed=seed,
+        plan_hash=hashlib.sha256(repr([row.tolist() for row in rows]).encode()).hexdigest(),
+        fingerprints={},
+        shards=tuple(entries),
+    )
+    store.put_once(MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def read_index(store: Store, entry: ShardEntry) -> list[RowIndex]:
+    """Read the index of one shard, checked against the manifest.
+
+    Raises:
+        ShardError: the index is missing or is not the one that the manifest names.
+    """
+    if not store.exists(entry.index):
+        raise ShardError(f"{store.path(entry.index)} is missing")
+    data = store.read(entry.index)
+    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+        raise ShardError(f"{store.path(entry.index)} is not the index that the manifest names (sha256 differs)")
+    try:
+        rows = json.loads(data)["rows"]
+        return [RowIndex(**{**row, "grids": [tuple(grid) for grid in row["grids"]]}) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{store.path(entry.index)} is not an index that this version reads: {error}") from error
+
+
+def read_row(store: Store, entry: ShardEntry, row: RowIndex) -> Row:
+    """Read one row by its place in the shard, checked by its crc32c.
+
+    Raises:
+        ShardError: the shard is missing, short, or damaged at this row.
+    """
+    if not store.exists(entry.name):
+        raise ShardError(f"{store.path(entry.name)} is missing")
+    span = store.read_range(entry.name, row.json_offset, row.offset + row.size - row.json_offset)
+    facts, tokens = span[: row.json_size], span[row.offset - row.json_offset :]
+    if google_crc32c.extend(google_crc32c.value(facts), tokens) != row.crc32c:
+        raise ShardError(f"{store.path(entry.name)} is damaged at row {row.key} (crc32c differs)")
+    return Row(tensors=safetensors.torch.load(tokens), segments=json.loads(facts)["segments"])
+
+
+def pack_row(clips: Sequence[PackedClip], patch: Patch) -> dict[str, Tensor]:
+    """Join the clips of one row into its tensors, unpadded.
+
+    Returns:
+        `latents` fp16 [n, D]; `cu_seqlens` int32 [s+1]; `grid` int32 [s, 3]; `text` bf16 [m, E], all captions of all clips;
+        `cu_text` int32 [captions+1]; `cu_captions` int32 [s+1], which captions belong to which segment.
+    """
+    tokens = [patchify(clip.latent, patch) for clip in clips]
+    features = [caption.features for clip in clips for caption in clip.captions]
+    grids = [_grid(clip, patch) for clip in clips]
+    return {
+        "latents": torch.cat(tokens).to(torch.float16).contiguous(),
+        "cu_seqlens": _offsets([len(part) for part in tokens]),
+        "grid": torch.tensor(grids, dtype=torch.int32),
+        "text": torch.cat(features).to(torch.bfloat16).contiguous(),
+        "cu_text": _offsets([len(part) for part in features]),
+        "cu_captions": _offsets([len(clip.captions) for clip in clips]),
+    }
+
+
+def _tar(rows: Iterable[Sequence[PackedClip]], patch: Patch, index: list[RowIndex]) -> Iterator[bytes]:
+    """Yield the bytes of a shard and note in `index` where each row lies."""
+    offset = 0
+    for clips in rows:
+        key = hashlib.sha256("\n".join(clip.clip_id for clip in clips).encode()).hexdigest()[:32]
+        tokens = safetensors.torch.save(pack_row(clips, patch))
+        facts = json.dumps({"segments": [_facts(clip) for clip in clips]}, sort_keys=True, allow_nan=False).encode()
+        first, second = _member(f"{key}.json", facts), _member(f"{key}.{TOKENS}", tokens)
+        index.append(
+            RowIndex(
+                key=key,
+                json_offset=offset + BLOCK,
+                json_size=len(facts),
+                offset=offset + len(first) + BLOCK,
+                size=len(tokens),
+                crc32c=google_crc32c.extend(google_crc32c.value(facts), tokens),
+                clip_ids=[clip.clip_id for clip in clips],
+                grids=[_grid(clip, patch) for clip in clips],
+                captions=[caption.prompt for clip in clips for caption in clip.captions],
+                duration_s=round(sum(float(clip.facts.get("duration_s", 0.0)) for clip in clips), 6),
+            )
+        )
+        offset += len(first) + len(second)
+        yield first
+        yield second
+    # Two empty blocks end a tar; readers of old expect whole records of 20 blocks.
+    yield bytes(tarfile.RECORDSIZE - offset % tarfile.RECORDSIZE + (tarfile.RECORDSIZE if _tight(offset) else 0))
+
+
+def _tight(offset: int) -> bool:
+    return tarfile.RECORDSIZE - offset % tarfile.RECORDSIZE < 2 * BLOCK
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    header = info.tobuf(tarfile.USTAR_FORMAT)  # TarInfo's defaults are mtime 0, owner 0, mode 0644
+    return header + data + bytes(-len(data) % BLOCK)
+
+
+def _facts(clip: PackedClip) -> dict[str, Any]:
+    captions = [{"prompt": c.prompt, "text": c.text, "model": c.model, "agreement": c.agreement} for c in clip.captions]
+    return {**clip.facts, "clip_id": clip.clip_id, "captions": captions}
+
+
+def _grid(clip: PackedClip, patch: Patch) -> tuple[int, int, int]:
+    _, t, h, w = clip.latent.shape
+    return token_grid((t, h, w), patch)
+
+
+def _offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
+
+
+def _size_bytes(clip: PackedClip) -> int:
+    return 2 * clip.latent.numel() + sum(2 * caption.features.numel() for caption in clip.captions)
+
+
+def tar_members(data: bytes) -> dict[str, bytes]:
+    """List a whole shard's members, refusing what a shard never holds (links, folders, foreign names)."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {info.name: _plain(tar, info) for info in tar}
+
+
+def _plain(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info) if info.isreg() else None
+    if file is None:
+        raise ShardError(f"a shard member {info.name!r} is not a plain file")
+    return file.read()
