@@ -1,0 +1,211 @@
+"""The commands of the pipeline: ingest, plan, status, stats, verify, pack, retry. Data to stdout, progress to stderr."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from packing.manifest import Manifest
+from packing.statistics import corpus_statistics
+from pipeline.config import RunConfig, load_run_config
+from pipeline.ingest import IngestReport, make_runner
+from pipeline.ingest import ingest as run_ingest
+from pipeline.job import Job, make_job, open_job
+from pipeline.ledger import Ledger, funnel
+from pipeline.pack import pack as run_pack
+from pipeline.sources import find_sources
+from pipeline.stages import STAGES
+from pipeline.verify import verify as run_verify
+from pipeline.work import limit_threads
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for scripts.")
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+def ingest(config: str, overrides: tuple[str, ...]) -> None:
+    """Take sources to packed shards; run again to resume.
+
+    CONFIG is a YAML file; OVERRIDES are key=value, such as input.uri=videos run=out runner=ray.
+    """
+    quiet_libraries()
+    report = run_ingest(load_run_config(config, overrides), console=_stderr())
+    _show_work(report)
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@as_json
+def plan(config: str, overrides: tuple[str, ...], json_: bool) -> None:
+    """Show what an ingest would run: sources, partitions, stages with their models and resources. Starts nothing."""
+    job = make_job(load_run_config(config, overrides))
+    sources = find_sources(job.config.input)
+    size = job.config.input.partition_size
+    facts: dict[str, Any] = {
+        "run": job.config.run,
+        "runner": job.config.runner,
+        "sources": len(sources),
+        "sources_with_text": sum(1 for source in sources if source.text),
+        "bytes": sum(source.size_bytes for source in sources),
+        "partitions": -(-len(sources) // size),
+        "stages": {stage: _stage_facts(job, stage) for stage in STAGES},
+    }
+    if json_:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    _stdout().print(
+        f"{facts['sources']} sources ({facts['bytes'] / 1e6:.1f} MB, {facts['sources_with_text']} with text) "
+        f"in {facts['partitions']} partitions -> {facts['run']} (runner={facts['runner']})"
+    )
+    table = Table("stage", "fingerprint", "model", "cpus", "gpus", "workers", "clips a part")
+    for stage, of in facts["stages"].items():
+        table.add_row(stage, *(str(of[name]) for name in ("fingerprint", "model", "cpus", "gpus", "workers", "chunk")))
+    _stdout().print(table)
+
+
+@click.command()
+@click.argument("run")
+@as_json
+def status(run: str, json_: bool) -> None:
+    """Show the funnel of a run: what became of its sources and clips, and why."""
+    facts = funnel(Ledger(open_job(run)))
+    if json_:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _show_funnel(facts)
+
+
+@click.command()
+@click.argument("shards")
+@as_json
+def stats(shards: str, json_: bool) -> None:
+    """Show statistics of packed shards (a run, or a folder with a manifest): tokens, fill, balance, shapes, captions."""
+    facts = corpus_statistics(shards)
+    if json_:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    table = Table("figure", "value", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}")
+    _stdout().print(table)
+
+
+@click.command()
+@click.argument("run")
+@as_json
+def verify(run: str, json_: bool) -> None:
+    """Check every invariant and checksum of a run; exit with 1 and a named culprit when one breaks."""
+    report = run_verify(Ledger(open_job(run)))
+    if json_:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        counts = ", ".join(f"{report[name]} {name}" for name in ("sources", "clips", "packed", "rejected", "failed"))
+        click.echo(f"{'ok' if report['ok'] else 'BROKEN'}: {counts} ({report['failed_sources']} sources failed)")
+        for violation in report["violations"]:
+            click.echo(f"  {violation}")
+    sys.exit(0 if report["ok"] else 1)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("overrides", nargs=-1)
+def pack(run: str, overrides: tuple[str, ...]) -> None:
+    """Pack again what a run has encoded, for another length or seed (pack.length=… pack.seed=…); encodes nothing."""
+    quiet_libraries()
+    job = _repacked(open_job(run), overrides)
+    limit_threads(job.config.threads)
+    manifest, written = run_pack(Ledger(job), make_runner(job.config), lambda entry: None)
+    _show_manifest(manifest, written)
+
+
+@click.command()
+@click.argument("run")
+def retry(run: str) -> None:
+    """Give the failed sources and clips of a run another attempt."""
+    quiet_libraries()
+    _show_work(run_ingest(open_job(run).config, retry=True, console=_stderr()))
+
+
+def _repacked(job: Job, overrides: tuple[str, ...]) -> Job:
+    """Change the pack config of a run; nothing else can change without another ingest."""
+    foreign = [item for item in overrides if not item.startswith(("pack.", "runner=", "ray."))]
+    if foreign or any(item.startswith("pack.patch") for item in overrides):
+        raise click.UsageError(f"pack changes pack.length, pack.seed … only; for {foreign or 'pack.patch'} use ingest")
+    return replace(job, config=open_job(job.config.run, overrides).config)
+
+
+def _stage_facts(job: Job, stage: str) -> dict[str, Any]:
+    config: RunConfig = job.config
+    resources = config.resources_of(stage)
+    return {
+        "fingerprint": job.fingerprints[stage],
+        "model": getattr(getattr(config, stage), "model", ""),
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "workers": f"{resources.min_workers}-{resources.max_workers}",
+        "chunk": getattr(config, stage).chunk,
+    }
+
+
+def _show_work(report: IngestReport) -> None:
+    table = Table("stage", "done now", "failed now", "reused", title="work of this call")
+    for stage, work in report.work.items():
+        table.add_row(stage, str(work.ok), str(work.failed), str(work.reused))
+    _stderr().print(table)
+    _show_manifest(report.manifest, report.shards_written)
+
+
+def _show_manifest(manifest: Manifest | None, written: int) -> None:
+    if manifest is None:
+        click.echo("nothing to pack: no clip has passed every stage")
+        return
+    click.echo(
+        f"packed {manifest.clips} clips, {manifest.tokens:,} tokens in {manifest.rows} rows of {manifest.sequence_length:,} "
+        f"(fill {manifest.fill:.1%}), {len(manifest.shards)} shards, {written} written now; manifest {manifest.digest[:12]}"
+    )
+
+
+def _show_funnel(facts: Mapping[str, Any]) -> None:
+    table = Table("", "count", "of these", title="funnel")
+    sources, clips = facts["sources"], facts["clips"]
+    table.add_row("sources planned", str(sources["planned"]), f"{sources['duplicates']} byte-equal copies")
+    table.add_row("  failed", str(sum(sources["failed"].values())), _reasons(sources["failed"]))
+    table.add_row("  waiting", str(sources["waiting"]), "")
+    table.add_row("clips cut", str(clips["cut"]), f"{facts['seconds']:.1f} s")
+    table.add_row("  rejected", str(sum(clips["rejected"].values())), _reasons(clips["rejected"]))
+    table.add_row("  failed", str(sum(clips["failed"].values())), _reasons(clips["failed"]))
+    table.add_row("  waiting", str(sum(clips["waiting"].values())), _reasons(clips["waiting"]))
+    table.add_row("  packed", str(clips["packed"]), f"{facts['seconds_packed']:.1f} s")
+    _stdout().print(table)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _stdout() -> Console:
+    return Console()
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def quiet_libraries() -> None:
+    """Keep the model libraries' own progress bars and advice off the terminal."""
+    import logging
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

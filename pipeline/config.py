@@ -1,0 +1,286 @@
+"""The config of a run: one frozen dataclass a stage, each with its ranges; one YAML file says all.
+
+Every field has its unit in its name or in its comment. What a field changes is told by the stages' fingerprints, not here.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from packing.config import load_config
+from packing.errors import ConfigError
+from pipeline.measures import MEASURES
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["float32", "bfloat16", "float16"]
+# Facts of every clip, and scores that every CLIP model gives, beside the measures and the config's own probes.
+CLIP_FACTS = ("duration_s", "short_side_px", "aspect", "fps")
+CLIP_SCORES = ("title_similarity", "consistency")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What goes in: files, folders, globs or tables on any fsspec URL, and texts for them."""
+
+    uri: Any = MISSING  # one, or a list; a csv, jsonl or parquet table with a `uri` column lists more
+    text: str = ""  # a table whose `uri` or `file` column names sources and whose other columns are their texts
+    partition_size: int = 16  # sources
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.partition_size > 0, f"input.partition_size must be positive, not {self.partition_size}")
+
+    @property
+    def uris(self) -> list[str]:
+        """All inputs as a list."""
+        return [str(uri) for uri in self.uri] if isinstance(self.uri, list | tuple) else [str(self.uri)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How sources become clips."""
+
+    threshold: float = 3.0  # AdaptiveDetector's: how much a frame must stand out from its neighbours to be a cut
+    min_shot_frames: int = 5  # two cuts are never closer
+    min_clip_s: float = 0.5  # shorter clips are rejected; changing this decodes nothing again
+    max_clip_s: float = 10.0  # longer shots are divided evenly
+    frames_per_clip: int = 8  # sampled for the models
+    frame_side_px: int = 224  # their short side
+    max_pixels: int = 4096 * 4096  # of one frame; larger sources fail
+    timeout_s: float = 600.0  # for one source
+    memory_mb: int = 4096  # for one source, beyond the warm decoder
+    decode_threads: int = 1
+    chunk: int = 8  # sources a part
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.threshold > 0, f"split.threshold must be positive, not {self.threshold}")
+        _check(0 <= self.min_clip_s < self.max_clip_s, "split.min_clip_s must be below split.max_clip_s")
+        _check(self.frames_per_clip > 0, f"split.frames_per_clip must be positive, not {self.frames_per_clip}")
+        _check(self.frame_side_px >= 16, f"split.frame_side_px must be at least 16, not {self.frame_side_px}")
+        _check(self.chunk > 0, f"split.chunk must be positive, not {self.chunk}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """A zero-shot probe: its score is the chance, by CLIP, that a frame fits `positive` rather than `negative` texts."""
+
+    positive: list[str] = MISSING
+    negative: list[str] = MISSING
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(bool(self.positive and self.negative), "a probe needs at least one positive and one negative text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which CLIP model scores clips, and the probes it is asked."""
+
+    model: str = MISSING  # NAME:TAG of open_clip, hf-hub:ID, or local-dir:FOLDER
+    probes: dict[str, ProbeConfig] = field(default_factory=dict)
+    device: Device = "auto"
+    chunk: int = 64  # clips a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """One rule: reject a clip whose `value` lies below `min` or above `max`."""
+
+    value: str = MISSING  # a measure, a score, a probe or a fact of the clip
+    min: float | None = None
+    max: float | None = None
+    name: str = ""  # how rejections are counted; by default the value's name
+    missing: Literal["keep", "reject"] = "keep"  # what to do with a clip that has no such value (no title, say)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.min is not None or self.max is not None, f"select rule {self.value!r} needs a min or a max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """The rules that decide, over numbers that are already there; changing them recomputes nothing."""
+
+    rules: list[RuleConfig] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """What the captioner is asked, and how long it may answer."""
+
+    text: str = MISSING
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.max_new_tokens > 0, f"max_new_tokens must be positive, not {self.max_new_tokens}")
+
+
+DEFAULT_PROMPTS: dict[str, PromptConfig] = {
+    "short": PromptConfig(text="Describe this video in one short sentence.", max_new_tokens=48),
+    "dense": PromptConfig(
+        text="Describe this video in detail: its subjects, what they do and in what order, the setting, and the camera.",
+        max_new_tokens=256,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecaptionConfig:
+    """Which captioner describes clips, and its prompts by id."""
+
+    model: str = MISSING  # a transformers image-text-to-text model: FOLDER, or ORG/NAME[@REVISION]
+    prompts: dict[str, PromptConfig] = field(default_factory=lambda: dict(DEFAULT_PROMPTS))
+    batch: int = 8  # clips in one call of the model
+    device: Device = "auto"
+    dtype: DType = "float32"
+    chunk: int = 32  # clips a part
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(bool(self.prompts), "recaption.prompts needs at least one prompt")
+        _check(self.batch > 0, f"recaption.batch must be positive, not {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Which video autoencoder encodes clips, and at what size."""
+
+    model: str = MISSING  # a diffusers autoencoder: FOLDER, or ORG/NAME[@REVISION]
+    subfolder: str = ""  # where it lies in the model
+    max_pixels: int = 256 * 256  # of one frame; never upscaled
+    fps: float = 16.0  # frames are chosen at this rate, or at a half, a quarter … of it for slower sources
+    max_frames: int = 81
+    device: Device = "auto"
+    dtype: DType = "float32"
+    chunk: int = 16  # clips a part
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.fps > 0, f"encode.fps must be positive, not {self.fps}")
+        _check(self.max_frames > 0, f"encode.max_frames must be positive, not {self.max_frames}")
+        _check(self.max_pixels > 0, f"encode.max_pixels must be positive, not {self.max_pixels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Which text encoder turns captions into features."""
+
+    model: str = MISSING  # FOLDER or ORG/NAME[@REVISION]; for open_clip as score.model
+    backend: Literal["transformers", "open_clip"] = "transformers"
+    subfolder: str = ""  # where the encoder lies in the model
+    tokenizer: str = ""  # where its tokenizer lies in the model, when not beside it
+    max_tokens: int = 256
+    device: Device = "auto"
+    chunk: int = 64  # clips a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """How latents become rows and shards."""
+
+    length: int = 36_864  # tokens in a row
+    patch: tuple[int, int, int] = (1, 2, 2)  # latent frames, rows, columns to one token
+    seed: int = 0
+    max_segments: int = 512  # clips in a row
+    shard_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.length > 0, f"pack.length must be positive, not {self.length}")
+        _check(len(self.patch) == 3 and all(side > 0 for side in self.patch), "pack.patch is three positive numbers")
+        object.__setattr__(self, "patch", tuple(self.patch))  # a list, as it comes out of YAML
+        _check(self.shard_mb > 0, f"pack.shard_mb must be positive, not {self.shard_mb}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceConfig:
+    """What one worker of a stage takes of the cluster, and how many workers there are."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    min_workers: int = 1
+    max_workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.cpus >= 0 and self.gpus >= 0, "resources are not negative")
+        _check(0 < self.min_workers <= self.max_workers, "resources: 0 < min_workers <= max_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """How the Ray runner places work."""
+
+    address: str = ""  # of a running cluster ("auto" finds it); empty starts Ray on this machine for the job
+    cpus: int | None = None  # logical, when Ray is started here
+    gpus: int | None = None  # logical, when Ray is started here
+    shared_workers: int = 0  # if positive: that many workers, each for all stages; a small job is mostly worker start-up
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about one run."""
+
+    run: str = MISSING  # folder or URL of the run
+    runner: Literal["local", "ray"] = "local"
+    threads: int = 1  # of torch and its libraries in every worker; part of what makes results equal bit by bit
+    input: InputConfig = field(default_factory=InputConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    recaption: RecaptionConfig = field(default_factory=RecaptionConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    resources: dict[str, ResourceConfig] = field(default_factory=dict)  # by stage; "shared" for shared workers
+
+    def __post_init__(self) -> None:
+        """Check what concerns several stages."""
+        _check(self.threads > 0, f"threads must be positive, not {self.threads}")
+        known = [*MEASURES, *CLIP_FACTS, *CLIP_SCORES, *self.score.probes]
+        for rule in self.select.rules:
+            _check(rule.value in known, f"select rule over unknown value {rule.value!r}{_nearest(rule.value, known)}")
+        stages = ["split", "score", "recaption", "encode", "embed", "pack", "shared"]
+        for name in self.resources:
+            _check(name in stages, f"resources for unknown stage {name!r}{_nearest(name, stages)}")
+
+    def resources_of(self, stage: str) -> ResourceConfig:
+        """Return what one worker of a stage takes."""
+        return self.resources.get(stage, ResourceConfig())
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def load_run_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load and check the config of a run.
+
+    Raises:
+        ConfigError: with the key and the nearest valid one.
+    """
+    config = load_config(RunConfig, path, overrides)
+    required = {
+        "run": config.run,
+        "input.uri": config.input.uri,
+        "score.model": config.score.model,
+        "recaption.model": config.recaption.model,
+        "encode.model": config.encode.model,
+        "embed.model": config.embed.model,
+    }
+    for key, value in required.items():
+        if value == MISSING:
+            raise ConfigError(f"{key} is missing: give it in the config or as {key}=…")
+    return config

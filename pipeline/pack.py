@@ -1,0 +1,221 @@
+"""Pack what is ready into shards: plan over token counts, write shards wherever the runner likes, commit the manifest last.
+
+Invariant: the shards and the manifest are a pure function of the results that are packed and of the pack config. A corpus that
+is packed already is found by its fingerprint and not written again; an older one is never touched.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packing.codec import load_codec
+from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts, head_names
+from packing.planner import plan_rows
+from packing.shards import Caption, PackedClip, shard_rows, write_shard
+from packing.store import Store
+from packing.text import load_text_encoder
+from pipeline.job import Job, digest
+from pipeline.ledger import Ledger
+from pipeline.records import Clip, EmbeddedCaption, Outcome, Source
+from pipeline.results import StageResults, TensorFile, tensor_file
+from pipeline.runner import Row, Runner, Step
+from pipeline.sources import plan_hash
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackPlan:
+    """What is to be packed: clips in id order, the rows as indices into them, and the corpus's fingerprint."""
+
+    fingerprint: str
+    clips: Sequence[Clip]
+    rows: Sequence[NDArray[np.int64]]
+
+    @property
+    def folder(self) -> str:
+        """Where the corpus lies in the run."""
+        return f"packed/{self.fingerprint}"
+
+
+def plan_pack(ledger: Ledger) -> PackPlan:
+    """Plan the rows of all clips of a run that are ready."""
+    config, clips = ledger.job.config.pack, ledger.ready()
+    lengths = [ledger.tokens(clip.clip_id) for clip in clips]
+    rows = plan_rows(lengths, capacity=config.length, seed=config.seed, max_segments=config.max_segments)
+    results = {stage: ledger.job.fingerprints[stage] for stage in ("split", "score", "recaption", "encode", "embed")}
+    fingerprint = digest([VERSION, asdict(config), results, [clip.clip_id for clip in clips]])
+    return PackPlan(fingerprint=fingerprint, clips=clips, rows=rows)
+
+
+def pack(ledger: Ledger, runner: Runner, on_shard: Callable[[ShardEntry], None]) -> tuple[Manifest | None, int]:
+    """Pack all clips of a run that are ready.
+
+    Returns:
+        The manifest (None when nothing is ready), and how many shards this call had to write.
+    """
+    job, plan = ledger.job, plan_pack(ledger)
+    if not plan.clips:
+        return None, 0
+    store = Store(f"{job.store.url}/{plan.folder}")
+    if store.exists(MANIFEST):
+        _point_at(job.store, plan.fingerprint)
+        return Manifest.from_json(store.read(MANIFEST)), 0
+    entries = []
+    step = Step(name="pack", make=_MakeWriter(job, plan.folder), resources=job.config.resources_of("pack"))
+    for row in runner.run([step], list(_shard_rows(ledger, plan))):
+        entries.append(ShardEntry(**row["entry"]))
+        on_shard(entries[-1])
+    manifest = _manifest(ledger, plan, sorted(entries, key=lambda entry: entry.name))
+    store.put_once(MANIFEST, manifest.to_json().encode())
+    _point_at(job.store, plan.fingerprint)
+    return manifest, len(entries)
+
+
+def _shard_rows(ledger: Ledger, plan: PackPlan) -> Iterator[Row]:
+    """Yield one row a shard: which clips share which row of it, and in which parts their results lie."""
+    sizes = np.array([_size_bytes(ledger, clip) for clip in plan.clips], dtype=np.int64)
+    parts = {stage: outcomes.part_of for stage, outcomes in ledger.outcomes.items()}
+    sources = {source.key: source for source in ledger.sources}
+    for number, group in enumerate(shard_rows(plan.rows, sizes, ledger.job.config.pack.shard_mb << 20)):
+        members = [[plan.clips[index] for index in row] for row in group]
+        wanted = [clip for row in members for clip in row]
+        yield {
+            "shard": number,
+            "rows": [[clip.clip_id for clip in row] for row in members],
+            "clips": {
+                clip.clip_id: {
+                    "uri": _uri(sources, clip),
+                    "split": parts["split"](clip.source_key),
+                    **{stage: parts[stage](clip.clip_id) for stage in ("score", "encode", "embed")},
+                }
+                for clip in wanted
+            },
+        }
+
+
+def _uri(sources: dict[str, Source], clip: Clip) -> str:
+    return sources[clip.source_key].uri
+
+
+def _size_bytes(ledger: Ledger, clip: Clip) -> int:
+    encoded, embedded = (ledger.outcomes[stage].get(clip.clip_id) for stage in ("encode", "embed"))
+    assert encoded is not None
+    assert embedded is not None
+    return 2 * int(np.prod(encoded.result.latent_shape)) + 512 * len(embedded.result.captions)
+
+
+def _point_at(run: Store, fingerprint: str) -> None:
+    """Make a corpus the newest of its run: append a numbered record, unless the last one says so already."""
+    heads = head_names(run)
+    if not heads or json.loads(run.read(heads[-1]))["fingerprint"] != fingerprint:
+        run.put_once(f"packed/head-{len(heads):05d}.json", json.dumps({"fingerprint": fingerprint}).encode())
+
+
+def _manifest(ledger: Ledger, plan: PackPlan, entries: Sequence[ShardEntry]) -> Manifest:
+    job = ledger.job
+    config = job.config
+    codec, text_encoder = _facts(job)
+    return Manifest(
+        sequence_length=config.pack.length,
+        patch=config.pack.patch,
+        fps=config.encode.fps,
+        codec=codec,
+        text_encoder=text_encoder,
+        seed=config.pack.seed,
+        plan_hash=plan_hash(job.store),
+        fingerprints={**job.fingerprints, "pack": plan.fingerprint},
+        shards=tuple(entries),
+    )
+
+
+def _facts(job: Job) -> tuple[CodecFacts, TextEncoderFacts]:
+    """Ask the codec and the text encoder for their facts; they are loaded for that, as they are where they are used."""
+    encode, embed = job.config.encode, job.config.embed
+    encoder = load_text_encoder(
+        embed.model,
+        backend=embed.backend,
+        subfolder=embed.subfolder,
+        tokenizer=embed.tokenizer,
+        max_tokens=embed.max_tokens,
+    )
+    return load_codec(encode.model, subfolder=encode.subfolder).facts, encoder.facts
+
+
+@dataclass(frozen=True)
+class _MakeWriter:
+    job: Job
+    folder: str
+
+    def __call__(self) -> "ShardWriter":
+        return ShardWriter(self.job, self.folder)
+
+
+class ShardWriter:
+    """Writes one shard a row of its step, from the recorded results of the clips that the row names."""
+
+    def __init__(self, job: Job, folder: str) -> None:
+        self.job = job
+        self._shards = Store(f"{job.store.url}/{folder}")
+
+    def __call__(self, row: Row) -> Row:
+        """Write a shard and return its entry in the manifest."""
+        gather = _Gather(self.job, row["clips"])
+        rows = ([gather(clip_id) for clip_id in members] for members in row["rows"])
+        return {"entry": asdict(write_shard(self._shards, row["shard"], rows, self.job.config.pack.patch))}
+
+
+class _Gather:
+    """Reads what is packed of a clip out of the parts that hold its results; a part is read once a shard."""
+
+    def __init__(self, job: Job, clips: dict[str, dict[str, str]]) -> None:
+        self._job, self._clips = job, clips
+        self._parts: dict[str, dict[str, Outcome[Any]]] = {}
+        self._files: dict[str, TensorFile] = {}
+
+    def __call__(self, clip_id: str) -> PackedClip:
+        split = self._outcomes("split", clip_id)
+        clip = next(c for outcome in split.values() if outcome.value for c in outcome.value.clips if c.clip_id == clip_id)
+        scores, encoded, embedded = (self._outcomes(stage, clip_id)[clip_id].result for stage in ("score", "encode", "embed"))
+        features = self._tensor("embed", clip_id, "text").split([caption.tokens for caption in embedded.captions])
+        return PackedClip(
+            clip_id=clip_id,
+            latent=self._tensor("encode", clip_id, "latent"),
+            captions=[_caption(c, f) for c, f in zip(embedded.captions, features, strict=True)],
+            facts={
+                "source_id": clip.source_id,
+                "uri": self._clips[clip_id]["uri"],
+                "start_s": clip.start_s,
+                "end_s": clip.end_s,
+                "duration_s": clip.duration_s,
+                "fps": encoded.fps,
+                "frames": encoded.frames,
+                "source_size": [clip.height_px, clip.width_px],
+                "resized": list(encoded.resized),
+                "size": list(encoded.size),
+                "measures": clip.measures,
+                "scores": scores.scores,
+            },
+        )
+
+    def _outcomes(self, stage: str, clip_id: str) -> dict[str, Outcome[Any]]:
+        part = self._clips[clip_id][stage]
+        if part not in self._parts:
+            results: StageResults = self._job.results(stage)
+            self._parts[part] = {outcome.key: outcome for _, outcome in results.read([part])}
+        return self._parts[part]
+
+    def _tensor(self, stage: str, clip_id: str, label: str) -> Any:
+        name = tensor_file(self._clips[clip_id][stage])
+        file = self._files.setdefault(name, TensorFile(self._job.store, name))
+        return file.read(f"{clip_id}/{label}")
+
+
+def _caption(caption: EmbeddedCaption, features: Any) -> Caption:
+    return Caption(
+        prompt=caption.prompt, text=caption.text, model=caption.model, agreement=caption.agreement, features=features
+    )

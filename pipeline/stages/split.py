@@ -1,0 +1,106 @@
+"""split: one decode pass over a source finds its clips, their measures and the frames that the models will see."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.config import RunConfig, SplitConfig
+from pipeline.measures import MEASURES
+from pipeline.media import ScanOptions
+from pipeline.records import Clip, Outcome, Source, SplitResult, failed
+from pipeline.sandbox import Arrays, DecodeError, Limits, Sandbox
+from pipeline.sources import SourceError, SourceFiles
+from pipeline.stage import PartitionView, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Stage[Source, SplitResult]):
+    """One source to many clips, in a process of its own."""
+
+    name: ClassVar[str] = "split"
+    version: ClassVar[int] = 1
+    reads: ClassVar[tuple[str, ...]] = ()
+    value: ClassVar[type[Any]] = SplitResult
+    config: SplitConfig
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> "Split":
+        """Make the stage that a run's config describes."""
+        return cls(chunk=config.split.chunk, config=config.split)
+
+    def identity(self) -> Mapping[str, object]:
+        """Return the options of the scan and the measures it takes; where it runs and what it rejects later do not count."""
+        return {**asdict(self._options), "threads": None, "measures": sorted(MEASURES)}
+
+    def keys(self, view: PartitionView) -> tuple[Sequence[str], set[str]]:
+        """Return all sources of the partition."""
+        keys = [source.key for source in view.partition.sources]
+        return keys, set(keys)
+
+    def inputs(self, view: PartitionView, keys: Sequence[str]) -> Sequence[Source]:
+        """Return the sources of these keys."""
+        return [source for source in view.partition.sources if source.key in set(keys)]
+
+    def process(self, batch: Sequence[Source]) -> Iterable[Outcome[SplitResult]]:
+        """Scan sources one after the other."""
+        return [self._scan(source) for source in batch]
+
+    def _scan(self, source: Source) -> Outcome[SplitResult]:
+        limits = Limits(wall_s=self.config.timeout_s, memory_bytes=self.config.memory_mb << 20)
+        try:
+            facts, arrays = self._sandbox.call("scan", self._files.open(source), self._options, limits)
+        except (SourceError, DecodeError) as error:
+            return failed(source.key, error.error, str(error))
+        return self._outcome(source, facts, arrays)
+
+    def _outcome(self, source: Source, facts: Mapping[str, Any], arrays: Arrays) -> Outcome[SplitResult]:
+        clips = tuple(self._clip(source, facts, clip) for clip in facts["clips"])
+        names = {str(i): clip.clip_id for i, clip in enumerate(clips)}
+        return Outcome(
+            key=source.key,
+            value=SplitResult(**{**facts, "clips": clips}),
+            tensors={names.get(name, name): torch.from_numpy(array.copy()) for name, array in arrays.items()},
+        )
+
+    def _clip(self, source: Source, facts: Mapping[str, Any], clip: Mapping[str, Any]) -> Clip:
+        identity = f"{facts['source_id']}\n{clip['start_s']!r}\n{clip['end_s']!r}\n{self._digest}"
+        return Clip(
+            **{**clip, "frame_times_s": tuple(clip["frame_times_s"])},
+            clip_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+            source_key=source.key,
+            source_id=facts["source_id"],
+            height_px=facts["height_px"],
+            width_px=facts["width_px"],
+            fps=facts["fps"],
+        )
+
+    @cached_property
+    def _options(self) -> ScanOptions:
+        c = self.config
+        return ScanOptions(
+            threshold=c.threshold,
+            min_shot_frames=c.min_shot_frames,
+            max_clip_s=c.max_clip_s,
+            frames_per_clip=c.frames_per_clip,
+            frame_side_px=c.frame_side_px,
+            max_pixels=c.max_pixels,
+            threads=c.decode_threads,
+        )
+
+    @cached_property
+    def _digest(self) -> str:
+        """The splitter's own fingerprint, as it enters clip ids: what cuts, not what is kept of the frames."""
+        cutting = {"version": self.version, "threshold": self.config.threshold, "shot": self.config.min_shot_frames}
+        return hashlib.sha256(repr({**cutting, "longest": self.config.max_clip_s}).encode()).hexdigest()
+
+    @cached_property
+    def _sandbox(self) -> Sandbox:
+        return Sandbox()
+
+    @cached_property
+    def _files(self) -> SourceFiles:
+        return SourceFiles()

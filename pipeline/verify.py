@@ -1,0 +1,107 @@
+"""Verify a run: every source and clip has one fate, the packed set is what the shards hold, and every byte is as recorded."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from packing.errors import ShardError
+from packing.manifest import Manifest, ShardEntry, open_manifest
+from packing.shards import read_index, read_row
+from packing.store import Store
+from pipeline.ledger import Ledger, packed_clip_ids
+
+
+def verify(ledger: Ledger) -> dict[str, Any]:
+    """Check every invariant and checksum of a run.
+
+    Returns:
+        ok, sources (planned), clips (cut), packed, rejected and failed (clips), failed_sources, and violations, each one line
+        that names its culprit. For a whole run, clips = packed + rejected + failed.
+    """
+    fates = list(ledger.fates())
+    ready = {clip.clip_id for clip, fate in fates if fate.ready}
+    violations = [*_sources(ledger), *_waiting(ledger)]
+    packed: set[str] = set()
+    try:
+        if found := packed_clip_ids(ledger.job.store):
+            manifest, packed, _ = found
+            violations += [*_corpus(ledger, manifest), *_same_clips(ready, packed)]
+        elif ready:
+            violations.append(f"{len(ready)} clips are ready and there is no manifest: run ingest again")
+    except ShardError as error:
+        violations.append(str(error))
+    split = [ledger.outcomes["split"].get(source.key) for source in ledger.sources]
+    return {
+        "ok": not violations,
+        "sources": len(ledger.sources),
+        "clips": len(fates),
+        "packed": len(packed & ready),
+        "rejected": sum(1 for _, fate in fates if fate.rejected),
+        "failed": sum(1 for _, fate in fates if fate.failed),
+        "failed_sources": sum(1 for outcome in split if outcome and outcome.failure),
+        "violations": violations,
+    }
+
+
+def _sources(ledger: Ledger) -> Iterator[str]:
+    for source in ledger.sources:
+        if ledger.outcomes["split"].get(source.key) is None:
+            yield f"source {source.uri} has no fate"
+
+
+def _waiting(ledger: Ledger) -> Iterator[str]:
+    for clip, fate in ledger.fates():
+        if fate.open:
+            yield f"clip {clip.clip_id} has no fate: it waits for {fate.stage}"
+
+
+def _same_clips(ready: set[str], packed: set[str]) -> Iterator[str]:
+    yield from (f"clip {clip_id} is ready and in no shard of the newest manifest" for clip_id in sorted(ready - packed))
+    yield from (f"clip {clip_id} is packed and should not be" for clip_id in sorted(packed - ready))
+
+
+def _corpus(ledger: Ledger, manifest: Manifest) -> Iterator[str]:
+    _, base = open_manifest(ledger.job.store.url)
+    store = Store(base)
+    seen: Counter[str] = Counter()
+    for entry in manifest.shards:
+        try:
+            yield from _shard(store, entry, seen, manifest.sequence_length)
+        except ShardError as error:
+            yield str(error)
+    yield from (f"clip {clip_id} is packed {count} times" for clip_id, count in sorted(seen.items()) if count > 1)
+
+
+def _shard(store: Store, entry: ShardEntry, seen: Counter[str], length: int) -> Iterator[str]:
+    """Check one shard: its hash, its rows one by one, and that its members are those of its index and no others."""
+    if not store.exists(entry.name):
+        yield f"shard {entry.name} is missing"
+        return
+    data = store.read(entry.name)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        yield f"shard {entry.name} is damaged: its sha256 is not the manifest's"
+        return
+    rows = read_index(store, entry)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = tar.getnames()
+    if members != [name for row in rows for name in (f"{row.key}.json", f"{row.key}.tokens.safetensors")]:
+        yield f"shard {entry.name} holds other members than its index"
+    for row in rows:
+        content = read_row(store, entry, row)
+        ids = [segment["clip_id"] for segment in content.segments]
+        seen.update(ids)
+        if ids != list(row.clip_ids):
+            yield f"row {row.key} of {entry.name} holds other clips than its index"
+        if content.tensors["cu_seqlens"][-1] != len(content.tensors["latents"]) or len(content.tensors["latents"]) > length:
+            yield f"row {row.key} of {entry.name} holds other tokens than its segment table"
+    if sum(len(row.clip_ids) for row in rows) != entry.clips or len(rows) != entry.rows:
+        yield f"shard {entry.name} holds other counts than the manifest"
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """Write a report for scripts."""
+    return json.dumps(report, indent=1)
