@@ -1,0 +1,80 @@
+"""Noise and time belong to a clip, and the sampler walks the path that training draws."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.flow import Noised, euler_sample, guide, loss_sum, noise_batch, shift_time
+
+IDS, LENGTHS = ("a" * 32, "b" * 32, "c" * 32), (4, 2, 3)
+
+
+def noised(ids: tuple[str, ...] = IDS, lengths: tuple[int, ...] = LENGTHS, epoch: int = 0) -> Noised:
+    return noise_batch(torch.zeros(sum(lengths), 5), ids, lengths, seed=3, epoch=epoch)
+
+
+def test_noise_and_time_of_a_clip_do_not_depend_on_what_shares_its_batch() -> None:
+    together, alone = noised(), noised(IDS[1:2], LENGTHS[1:2])
+    assert torch.equal(together.tokens[4:6], alone.tokens)
+    assert torch.equal(together.t[1:2], alone.t)
+
+
+def test_noise_and_time_change_with_the_epoch() -> None:
+    assert not torch.equal(noised().target, noised(epoch=1).target)
+    assert not torch.equal(noised().t, noised(epoch=1).t)
+
+
+def test_noised_tokens_lie_on_the_line_from_data_to_noise() -> None:
+    clean = torch.randn(9, 5)
+    batch = noise_batch(clean, IDS, LENGTHS, seed=3, epoch=0)
+    t = batch.t.repeat_interleave(torch.tensor(LENGTHS))[:, None]
+    torch.testing.assert_close(batch.tokens - t * batch.target, clean)
+
+
+def test_no_clips_give_an_empty_batch() -> None:
+    empty = noised((), ())
+    assert (empty.tokens.shape, empty.t.shape) == ((0, 5), (0,))
+
+
+def test_times_are_logit_normal() -> None:
+    ids = tuple(f"{number:032x}" for number in range(2000))
+    logits = torch.logit(noised(ids, (1,) * 2000).t)
+    assert abs(float(logits.mean())) < 0.1
+    assert abs(float(logits.std()) - 1) < 0.1
+
+
+def test_the_shift_moves_times_towards_noise_and_keeps_both_ends() -> None:
+    assert shift_time(0.5, 3.0) == 0.75
+    assert (shift_time(0.0, 3.0), shift_time(1.0, 3.0)) == (0.0, 1.0)
+    assert shift_time(0.3, 1.0) == pytest.approx(0.3)
+
+
+def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:
+    velocity, target = torch.randn(9, 5), torch.randn(9, 5)
+    parts = loss_sum(velocity[:4], target[:4]) + loss_sum(velocity[4:], target[4:])
+    torch.testing.assert_close(parts, loss_sum(velocity, target))
+    torch.testing.assert_close(parts / 9, torch.nn.functional.mse_loss(velocity, target))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_reaches_the_data_when_the_velocity_is_exact(shift: float) -> None:
+    clean, eps = torch.randn(6, 5), torch.randn(6, 5)
+    reached = euler_sample(lambda x, t: eps - clean, eps, steps=7, shift=shift)
+    torch.testing.assert_close(reached, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_euler_asks_for_the_velocity_from_noise_to_data() -> None:
+    asked: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return torch.zeros_like(x)
+
+    euler_sample(velocity, torch.zeros(1, 1), steps=4)
+    assert asked == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_guidance_scales_the_difference_that_the_caption_makes() -> None:
+    conditional, unconditional = torch.tensor([2.0]), torch.tensor([1.0])
+    assert guide(conditional, unconditional, 3.0).item() == 4.0
+    assert guide(conditional, unconditional, 0.0).item() == 1.0

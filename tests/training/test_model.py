@@ -1,0 +1,123 @@
+"""The transformer treats packed clips as if each were alone."""
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training import DiT, DiTConfig
+
+GRIDS, TEXT_LENGTHS = [(2, 2, 3), (1, 2, 2), (1, 2, 2), (3, 1, 2)], [4, 0, 2, 1]
+TOKEN_DIM, TEXT_WIDTH = 6, 10
+
+
+@dataclass(frozen=True)
+class Packed:
+    tokens: Tensor
+    t: Tensor
+    cu_seqlens: Tensor
+    grid: Tensor
+    text: Tensor
+    cu_text: Tensor
+
+    def run(self, model: DiT) -> Tensor:
+        out: Tensor = model(self.tokens, self.t, self.cu_seqlens, self.grid, self.text, self.cu_text)
+        return out
+
+    def clip(self, number: int) -> "Packed":
+        tokens = slice(int(self.cu_seqlens[number]), int(self.cu_seqlens[number + 1]))
+        text = slice(int(self.cu_text[number]), int(self.cu_text[number + 1]))
+        return pack(self.tokens[tokens], self.t[[number]], [GRIDS[number]], self.text[text], [TEXT_LENGTHS[number]])
+
+
+def pack(tokens: Tensor, t: Tensor, grids: list[tuple[int, int, int]], text: Tensor, text_lengths: list[int]) -> Packed:
+    grid = torch.tensor(grids, dtype=torch.int32).reshape(-1, 3)
+    cu_seqlens = torch.tensor([0, *accumulate(grid.prod(1).tolist())], dtype=torch.int32)
+    return Packed(tokens, t, cu_seqlens, grid, text, torch.tensor([0, *accumulate(text_lengths)], dtype=torch.int32))
+
+
+@pytest.fixture
+def batch() -> Packed:
+    generator = torch.Generator().manual_seed(1)
+    tokens, text = torch.randn(26, TOKEN_DIM, generator=generator), torch.randn(7, TEXT_WIDTH, generator=generator)
+    return pack(tokens, torch.tensor([0.1, 0.4, 0.6, 0.9]), GRIDS, text, TEXT_LENGTHS)
+
+
+@pytest.fixture
+def model() -> DiT:
+    """A model that has left its zero initialisation, so that every path has an effect."""
+    torch.manual_seed(0)
+    dit = DiT(DiTConfig(width=32, depth=2, heads=2), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return dit
+
+
+def test_a_new_model_outputs_zeros(batch: Packed) -> None:
+    fresh = DiT(DiTConfig(), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+    assert not batch.run(fresh).any()
+
+
+def test_blocks_of_a_new_model_are_the_identity() -> None:
+    fresh = DiT(DiTConfig(), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+    captured: list[Tensor] = []
+    for block in fresh.blocks:
+        block.register_forward_hook(lambda _, args, out: captured.extend((args[0], out)))
+    pack(torch.randn(4, TOKEN_DIM), torch.tensor([0.5]), [(1, 2, 2)], torch.randn(3, TEXT_WIDTH), [3]).run(fresh)
+    assert len(captured) == 8
+    assert all(torch.equal(captured[0], x) for x in captured[1:])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_each_clip_comes_out_packed_as_it_does_alone(batch: Packed, model: DiT, number: int) -> None:
+    start, end = batch.cu_seqlens[number : number + 2].tolist()
+    alone = batch.clip(number).run(model)
+    torch.testing.assert_close(batch.run(model)[start:end], alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["tokens", "t", "text"])
+def test_changing_one_clip_changes_no_bit_of_another(batch: Packed, model: DiT, changed: str) -> None:
+    other = getattr(batch, changed).clone()
+    span = {"tokens": slice(0, 12), "t": slice(0, 1), "text": slice(0, 4)}[changed]
+    other[span] += 0.5
+    before, after = batch.run(model), replace(batch, **{changed: other}).run(model)
+    assert torch.equal(after[12:], before[12:])
+    assert not torch.equal(after[:12], before[:12])
+
+
+def test_exchanging_two_clips_exchanges_their_outputs(batch: Packed, model: DiT) -> None:
+    clips = [batch.clip(number) for number in (3, 1, 2, 0)]
+    exchanged = pack(
+        torch.cat([clip.tokens for clip in clips]),
+        torch.cat([clip.t for clip in clips]),
+        [GRIDS[number] for number in (3, 1, 2, 0)],
+        torch.cat([clip.text for clip in clips]),
+        [TEXT_LENGTHS[number] for number in (3, 1, 2, 0)],
+    )
+    torch.testing.assert_close(exchanged.run(model)[:6], batch.run(model)[20:], atol=1e-6, rtol=1e-5)
+
+
+def test_no_clips_give_no_output_and_a_gradient_for_every_weight(model: DiT) -> None:
+    empty = pack(torch.zeros(0, TOKEN_DIM), torch.zeros(0), [], torch.zeros(0, TEXT_WIDTH), [])
+    empty.run(model).sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_every_weight_gets_a_gradient(batch: Packed, model: DiT) -> None:
+    batch.run(model).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 100, "heads": 8}, "model.width 100"),
+        ({"width": 16, "heads": 4}, "less than 8"),
+        ({"depth": 0}, "model.depth must be positive"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""The config tree of a training job; every dimension of the data is read from the manifest and stands nowhere here.
+
+Needs no torch, so that a mistake in a config is said at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MIN_HEAD_WIDTH = 8  # four pairs of channels to rotate: at least one for each of t, h, w
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """The size of the transformer; what goes in and comes out is read from the manifest of the shards."""
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"model.width {self.width} must be an even multiple of model.heads {self.heads}")
+        if self.head_width < MIN_HEAD_WIDTH:
+            raise ValueError(f"model.width {self.width} over {self.heads} heads is less than {MIN_HEAD_WIDTH} each")
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head, h."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the defaults suit a tiny model on a laptop. A step is `global_batch` rows over all ranks."""
+
+    out: str = "training-out"  # folder for checkpoints, metrics.jsonl and config.yaml
+    steps: int = 200
+    global_batch: int = 8
+    max_pass_tokens: int = 65_536  # a rank with more tokens in a step adds up the gradients of several passes
+    seed: int = 0
+    caption_drop: float = 0.1  # share of clips that train without their caption, for guidance
+    lr: float = 1e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # largest norm of the gradient
+    ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
+    timestep_shift: float = 1.0  # above 1: more training, and sampling, at high noise
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the matrix products; weights, moments and average are fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0  # CPU threads of a rank; 0 leaves it to torch
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "max_pass_tokens", "checkpoint_every", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("lr", "grad_clip", "timestep_shift"):
+            _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        for name in ("warmup_steps", "weight_decay", "threads", "seed"):
+            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        _require(0 <= self.caption_drop <= 1, "caption_drop", "within 0 and 1", self.caption_drop)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
+        _require(bool(self.out), "out", "a folder", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """A model and how to train it: what `clipmill train SHARDS CONFIG` reads."""
+
+    model: DiTConfig = field(default_factory=DiTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"train.{name} must be {rule}, not {value!r}")

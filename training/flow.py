@@ -1,0 +1,83 @@
+"""Rectified flow: straight paths from data (t = 0) to noise (t = 1), and the walk back along them.
+
+Noise and time of a clip are a pure function of (seed, epoch, clip id): the same in any row, batch, rank or world size.
+
+Shapes: S tokens of a packed sequence, s segments, D token width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from packing.tokens import clip_generator
+
+Velocity = Callable[[Tensor, float], Tensor]  # (tokens [S, D], t) -> velocity [S, D]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """A training example: clips on their way to noise, and the direction that the model has to predict."""
+
+    tokens: Tensor  # [S, D]
+    target: Tensor  # [S, D]
+    t: Tensor  # [s]
+
+
+def noise_batch(
+    clean: Tensor, clip_ids: Sequence[str], lengths: Sequence[int], *, seed: int, epoch: int, shift: float = 1.0
+) -> Noised:
+    """Move each clip of clean [S, D] to its own time: x_t = (1 - t) x_0 + t eps, with target v = eps - x_0.
+
+    Rectified flow, arXiv 2209.03003, section 2.1, with the time direction of SD3 (arXiv 2403.03206, section 2).
+    """
+    times = [clip_time(seed, epoch, clip_id, shift) for clip_id in clip_ids]
+    t = torch.tensor(times, dtype=torch.float32)  # [s]
+    noise = [clip_noise(seed, epoch, clip_id, n, clean.shape[1]) for clip_id, n in zip(clip_ids, lengths, strict=True)]
+    eps = torch.cat([clean.new_zeros(0, clean.shape[1]), *(n.to(clean.device) for n in noise)])  # [S, D]
+    at = t.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)).to(clean.device)[:, None]  # [S, 1]
+    return Noised(tokens=(1 - at) * clean + at * eps, target=eps - clean, t=t.to(clean.device))
+
+
+def clip_time(seed: int, epoch: int, clip_id: str, shift: float) -> float:
+    """Draw the time of one clip: logit-normal, then shifted (SD3, arXiv 2403.03206, sections 3.1 and 5.3.2)."""
+    normal = clip_generator(seed, epoch, clip_id, "time").standard_normal()
+    return shift_time(float(1 / (1 + np.exp(-normal))), shift)
+
+
+def clip_noise(seed: int, epoch: int, clip_id: str, tokens: int, width: int) -> Tensor:
+    """Draw the Gaussian noise [tokens, width] of one clip."""
+    generator = clip_generator(seed, epoch, clip_id, "noise")
+    return torch.from_numpy(generator.standard_normal((tokens, width), dtype=np.float32))
+
+
+def shift_time(t: float, shift: float) -> float:
+    """Move t in 0..1 towards noise for shift > 1: a t / (1 + (a - 1) t) (SD3, arXiv 2403.03206, section 5.3.2)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def loss_sum(velocity: Tensor, target: Tensor) -> Tensor:
+    """Sum over tokens the mean squared error of velocity against target, both [S, D]; fp32 scalar.
+
+    A sum, since only the caller knows how many tokens the step has over all ranks: divided by that count, the loss
+    does not depend on how the clips were dealt.
+    """
+    return (velocity.float() - target.float()).square().mean(dim=1).sum()
+
+
+@torch.no_grad()
+def euler_sample(velocity: Velocity, noise: Tensor, *, steps: int, shift: float = 1.0) -> Tensor:
+    """Walk from noise [S, D] at t = 1 to data at t = 0 in `steps` Euler steps: tokens [S, D]."""
+    times = [shift_time(1 - i / steps, shift) for i in range(steps + 1)]
+    x = noise
+    for t, next_t in pairwise(times):
+        x = x + (next_t - t) * velocity(x, t)
+    return x
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance on velocities [S, D]: 1.0 is the conditional itself (arXiv 2207.12598, section 3.2)."""
+    return unconditional + guidance * (conditional - unconditional)
