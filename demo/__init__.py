@@ -1,0 +1,1 @@
+"""The laptop world, which shows the whole path without a download: imports all, imported by none."""
