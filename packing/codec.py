@@ -56,7 +56,7 @@ class VideoCodec:
         video = pixels.permute(3, 0, 1, 2)[None].to(self._vae.dtype) / 127.5 - 1  # [1, 3, F, Y, X] in [-1, 1]
         latent = _mode(self._vae.encode(video)).float()[0]  # [C, T, H, W]
         if tuple(latent.shape[1:]) != shape:
-            raise ValueError(f"{self.facts.class_name} gave {tuple(latent.shape[1:])} for {shape}")
+            raise ValueError(f"{type(self._vae).__name__} gave {tuple(latent.shape[1:])} for {shape}")
         return ((latent - self._mean) / self._std).cpu()
 
     @torch.inference_mode()
@@ -109,7 +109,6 @@ def load_codec(
         model=pinned(model),
         subfolder=subfolder,
         weights=model_identity(model, subfolder),
-        class_name=name,
         channels=channels,
         stride=stride,
     )

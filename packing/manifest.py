@@ -27,7 +27,6 @@ class CodecFacts:
     model: str
     subfolder: str
     weights: str
-    class_name: str
     channels: int
     stride: Stride
 

@@ -6,7 +6,6 @@ There is no padding on disk. Every clip id stands inside the JSON of its row.
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -283,16 +281,3 @@ def _offsets(lengths: Sequence[int]) -> Tensor:
 
 def _size_bytes(clip: PackedClip) -> int:
     return 2 * clip.latent.numel() + sum(2 * caption.features.numel() for caption in clip.captions)
-
-
-def tar_members(data: bytes) -> dict[str, bytes]:
-    """List a whole shard's members, refusing what a shard never holds (links, folders, foreign names)."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return {info.name: _plain(tar, info) for info in tar}
-
-
-def _plain(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(info) if info.isreg() else None
-    if file is None:
-        raise ShardError(f"a shard member {info.name!r} is not a plain file")
-    return file.read()

@@ -1,27 +1,21 @@
-"""The commands of the pipeline: ingest, plan, status, stats, verify, pack, retry. Data to stdout, progress to stderr."""
+"""The commands of the pipeline: ingest, plan, status, stats, verify, pack, retry. Data to stdout, progress to stderr.
+
+Each command imports what it needs when it runs, so that help is instant.
+"""
 
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from packing.manifest import Manifest
-from packing.statistics import corpus_statistics
-from pipeline.config import RunConfig, load_run_config
-from pipeline.ingest import IngestReport, make_runner
-from pipeline.ingest import ingest as run_ingest
-from pipeline.job import Job, make_job, open_job
-from pipeline.ledger import Ledger, funnel
-from pipeline.pack import pack as run_pack
-from pipeline.sources import find_sources
-from pipeline.stages import STAGES
-from pipeline.verify import verify as run_verify
-from pipeline.work import limit_threads
+if TYPE_CHECKING:
+    from packing.manifest import Manifest
+    from pipeline.ingest import IngestReport
+    from pipeline.job import Job
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for scripts.")
 
@@ -34,9 +28,11 @@ def ingest(config: str, overrides: tuple[str, ...]) -> None:
 
     CONFIG is a YAML file; OVERRIDES are key=value, such as input.uri=videos run=out runner=ray.
     """
+    from pipeline.config import load_run_config
+    from pipeline.ingest import ingest as run_ingest
+
     quiet_libraries()
-    report = run_ingest(load_run_config(config, overrides), console=_stderr())
-    _show_work(report)
+    _show_work(run_ingest(load_run_config(config, overrides), console=_stderr()))
 
 
 @click.command()
@@ -45,6 +41,11 @@ def ingest(config: str, overrides: tuple[str, ...]) -> None:
 @as_json
 def plan(config: str, overrides: tuple[str, ...], json_: bool) -> None:
     """Show what an ingest would run: sources, partitions, stages with their models and resources. Starts nothing."""
+    from pipeline.config import load_run_config
+    from pipeline.job import make_job
+    from pipeline.sources import find_sources
+    from pipeline.stages import STAGES
+
     job = make_job(load_run_config(config, overrides))
     sources = find_sources(job.config.input)
     size = job.config.input.partition_size
@@ -75,6 +76,9 @@ def plan(config: str, overrides: tuple[str, ...], json_: bool) -> None:
 @as_json
 def status(run: str, json_: bool) -> None:
     """Show the funnel of a run: what became of its sources and clips, and why."""
+    from pipeline.job import open_job
+    from pipeline.ledger import Ledger, funnel
+
     facts = funnel(Ledger(open_job(run)))
     if json_:
         click.echo(json.dumps(facts, indent=1))
@@ -87,6 +91,8 @@ def status(run: str, json_: bool) -> None:
 @as_json
 def stats(shards: str, json_: bool) -> None:
     """Show statistics of packed shards (a run, or a folder with a manifest): tokens, fill, balance, shapes, captions."""
+    from packing.statistics import corpus_statistics
+
     facts = corpus_statistics(shards)
     if json_:
         click.echo(json.dumps(facts, indent=1))
@@ -102,6 +108,10 @@ def stats(shards: str, json_: bool) -> None:
 @as_json
 def verify(run: str, json_: bool) -> None:
     """Check every invariant and checksum of a run; exit with 1 and a named culprit when one breaks."""
+    from pipeline.job import open_job
+    from pipeline.ledger import Ledger
+    from pipeline.verify import verify as run_verify
+
     report = run_verify(Ledger(open_job(run)))
     if json_:
         click.echo(json.dumps(report, indent=1))
@@ -118,9 +128,11 @@ def verify(run: str, json_: bool) -> None:
 @click.argument("overrides", nargs=-1)
 def pack(run: str, overrides: tuple[str, ...]) -> None:
     """Pack again what a run has encoded, for another length or seed (pack.length=… pack.seed=…); encodes nothing."""
-    quiet_libraries()
-    job = _repacked(open_job(run), overrides)
-    limit_threads(job.config.threads)
+    from pipeline.ingest import make_runner
+    from pipeline.ledger import Ledger
+    from pipeline.pack import pack as run_pack
+
+    job = _repacked(run, overrides)
     manifest, written = run_pack(Ledger(job), make_runner(job.config), lambda entry: None)
     _show_manifest(manifest, written)
 
@@ -129,20 +141,25 @@ def pack(run: str, overrides: tuple[str, ...]) -> None:
 @click.argument("run")
 def retry(run: str) -> None:
     """Give the failed sources and clips of a run another attempt."""
+    from pipeline.ingest import ingest as run_ingest
+    from pipeline.job import open_job
+
     quiet_libraries()
     _show_work(run_ingest(open_job(run).config, retry=True, console=_stderr()))
 
 
-def _repacked(job: Job, overrides: tuple[str, ...]) -> Job:
-    """Change the pack config of a run; nothing else can change without another ingest."""
+def _repacked(run: str, overrides: tuple[str, ...]) -> "Job":
+    """Open a run with another pack config; nothing else can change without another ingest."""
+    from pipeline.job import open_job
+
     foreign = [item for item in overrides if not item.startswith(("pack.", "runner=", "ray."))]
     if foreign or any(item.startswith("pack.patch") for item in overrides):
         raise click.UsageError(f"pack changes pack.length, pack.seed … only; for {foreign or 'pack.patch'} use ingest")
-    return replace(job, config=open_job(job.config.run, overrides).config)
+    return open_job(run, overrides)
 
 
-def _stage_facts(job: Job, stage: str) -> dict[str, Any]:
-    config: RunConfig = job.config
+def _stage_facts(job: "Job", stage: str) -> dict[str, Any]:
+    config = job.config
     resources = config.resources_of(stage)
     return {
         "fingerprint": job.fingerprints[stage],
@@ -154,7 +171,7 @@ def _stage_facts(job: Job, stage: str) -> dict[str, Any]:
     }
 
 
-def _show_work(report: IngestReport) -> None:
+def _show_work(report: "IngestReport") -> None:
     table = Table("stage", "done now", "failed now", "reused", title="work of this call")
     for stage, work in report.work.items():
         table.add_row(stage, str(work.ok), str(work.failed), str(work.reused))
@@ -162,7 +179,7 @@ def _show_work(report: IngestReport) -> None:
     _show_manifest(report.manifest, report.shards_written)
 
 
-def _show_manifest(manifest: Manifest | None, written: int) -> None:
+def _show_manifest(manifest: "Manifest | None", written: int) -> None:
     if manifest is None:
         click.echo("nothing to pack: no clip has passed every stage")
         return

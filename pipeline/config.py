@@ -5,7 +5,7 @@ Every field has its unit in its name or in its comment. What a field changes is 
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from packing.config import load_config
 from packing.errors import ConfigError
 from pipeline.measures import MEASURES
+from recaption import PROMPTS, Prompt
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -119,19 +120,11 @@ class PromptConfig:
 
     text: str = MISSING
     max_new_tokens: int = 64
+    repetition_penalty: float = 1.0  # above 1 (1.05, say) breaks loops of greedy decoding
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.max_new_tokens > 0, f"max_new_tokens must be positive, not {self.max_new_tokens}")
-
-
-DEFAULT_PROMPTS: dict[str, PromptConfig] = {
-    "short": PromptConfig(text="Describe this video in one short sentence.", max_new_tokens=48),
-    "dense": PromptConfig(
-        text="Describe this video in detail: its subjects, what they do and in what order, the setting, and the camera.",
-        max_new_tokens=256,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +132,7 @@ class RecaptionConfig:
     """Which captioner describes clips, and its prompts by id."""
 
     model: str = MISSING  # a transformers image-text-to-text model: FOLDER, or ORG/NAME[@REVISION]
-    prompts: dict[str, PromptConfig] = field(default_factory=lambda: dict(DEFAULT_PROMPTS))
+    prompts: dict[str, PromptConfig] = field(default_factory=dict)  # by id; none means the shipped short.v1 and dense.v1
     batch: int = 8  # clips in one call of the model
     device: Device = "auto"
     dtype: DType = "float32"
@@ -147,8 +140,14 @@ class RecaptionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(bool(self.prompts), "recaption.prompts needs at least one prompt")
         _check(self.batch > 0, f"recaption.batch must be positive, not {self.batch}")
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """The prompts of this run. A config's own replace the shipped ones, where a default dict would be added to."""
+        if not self.prompts:
+            return list(PROMPTS.values())
+        return [Prompt(id=name, **asdict(prompt)) for name, prompt in self.prompts.items()]
 
 
 @dataclass(frozen=True, kw_only=True)

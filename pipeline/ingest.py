@@ -18,7 +18,7 @@ from pipeline.runner import LocalRunner, Row, Runner, Step
 from pipeline.sources import extend_plan, find_sources
 from pipeline.stages import STAGES
 from pipeline.tables import from_plain
-from pipeline.work import StageWorker, Work, limit_threads
+from pipeline.work import StageWorker, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,6 @@ def ingest(config: RunConfig, *, retry: bool = False, console: Console | None = 
     with live_progress(ledger, console or Console(stderr=True)):
         work = run_stages(job, partitions, runner)
     ledger.refresh()
-    limit_threads(job.config.threads)
     manifest, written = pack(ledger, runner, lambda entry: None)
     return IngestReport(work=work, shards_written=written, manifest=manifest)
 

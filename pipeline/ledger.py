@@ -115,14 +115,14 @@ class Ledger:
         return Fate(stage="pack")
 
 
-def packed_clip_ids(run: Store) -> tuple[Manifest, set[str], int] | None:
-    """Return the newest manifest of a run, the ids of the clips that it names, and how many there are with repetitions."""
+def packed_clip_ids(run: Store) -> tuple[Manifest, set[str]] | None:
+    """Return the newest manifest of a run and the ids of the clips that its indexes name, or None before the first."""
     if not head_names(run):
         return None
     manifest, base = open_manifest(run.url)
     store = Store(base)
     ids = [clip_id for entry in manifest.shards for row in read_index(store, entry) for clip_id in row.clip_ids]
-    return manifest, set(ids), len(ids)
+    return manifest, set(ids)
 
 
 def funnel(ledger: Ledger) -> dict[str, Any]:

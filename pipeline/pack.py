@@ -5,6 +5,7 @@ is packed already is found by its fingerprint and not written again; an older on
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packing.codec import load_codec
+from packing.clip import clip_identity
 from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts, head_names
+from packing.models import model_identity
 from packing.planner import plan_rows
 from packing.shards import Caption, PackedClip, shard_rows, write_shard
 from packing.store import Store
-from packing.text import load_text_encoder
 from pipeline.job import Job, digest
 from pipeline.ledger import Ledger
 from pipeline.records import Clip, EmbeddedCaption, Outcome, Source
@@ -103,10 +104,9 @@ def _uri(sources: dict[str, Source], clip: Clip) -> str:
 
 
 def _size_bytes(ledger: Ledger, clip: Clip) -> int:
-    encoded, embedded = (ledger.outcomes[stage].get(clip.clip_id) for stage in ("encode", "embed"))
-    assert encoded is not None
-    assert embedded is not None
-    return 2 * int(np.prod(encoded.result.latent_shape)) + 512 * len(embedded.result.captions)
+    encoded, embedded = _result(ledger, "encode", clip), _result(ledger, "embed", clip)
+    features = sum(caption.tokens for caption in embedded.captions) * embedded.width
+    return int(2 * (math.prod(encoded.latent_shape) + features))
 
 
 def _point_at(run: Store, fingerprint: str) -> None:
@@ -119,7 +119,7 @@ def _point_at(run: Store, fingerprint: str) -> None:
 def _manifest(ledger: Ledger, plan: PackPlan, entries: Sequence[ShardEntry]) -> Manifest:
     job = ledger.job
     config = job.config
-    codec, text_encoder = _facts(job)
+    codec, text_encoder = _facts(ledger, plan.clips[0])
     return Manifest(
         sequence_length=config.pack.length,
         patch=config.pack.patch,
@@ -133,17 +133,33 @@ def _manifest(ledger: Ledger, plan: PackPlan, entries: Sequence[ShardEntry]) -> 
     )
 
 
-def _facts(job: Job) -> tuple[CodecFacts, TextEncoderFacts]:
-    """Ask the codec and the text encoder for their facts; they are loaded for that, as they are where they are used."""
-    encode, embed = job.config.encode, job.config.embed
-    encoder = load_text_encoder(
-        embed.model,
-        backend=embed.backend,
+def _facts(ledger: Ledger, clip: Clip) -> tuple[CodecFacts, TextEncoderFacts]:
+    """Tell what made the latents and the caption features, from the config and from what it gave for one clip."""
+    encode, embed = ledger.job.config.encode, ledger.job.config.embed
+    latent, text = _result(ledger, "encode", clip), _result(ledger, "embed", clip)
+    codec = CodecFacts(
+        model=encode.model,
+        subfolder=encode.subfolder,
+        weights=model_identity(encode.model, encode.subfolder),
+        channels=latent.latent_shape[0],
+        stride=latent.stride,
+    )
+    is_clip = embed.backend == "open_clip"
+    return codec, TextEncoderFacts(
+        model=embed.model,
         subfolder=embed.subfolder,
         tokenizer=embed.tokenizer,
+        weights=clip_identity(embed.model) if is_clip else model_identity(embed.model, embed.subfolder),
+        backend=embed.backend,
+        width=text.width,
         max_tokens=embed.max_tokens,
     )
-    return load_codec(encode.model, subfolder=encode.subfolder).facts, encoder.facts
+
+
+def _result(ledger: Ledger, stage: str, clip: Clip) -> Any:
+    outcome = ledger.outcomes[stage].get(clip.clip_id)
+    assert outcome is not None
+    return outcome.result
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ class RecaptionResult:
 class EncodeResult:
     """How a clip became a latent; the latent fp16 [C, T, H, W] is a tensor `latent` beside.
 
-    `resized` and `size` are (height, width) before and after the centre crop; `reader` is the decoder that read the span.
+    `resized` and `size` are (height, width) before and after the centre crop; `stride` is the codec's; `reader` is the decoder
+    that read the frames.
     """
 
     fps: float
@@ -117,6 +118,7 @@ class EncodeResult:
     resized: tuple[int, int]
     size: tuple[int, int]
     latent_shape: tuple[int, int, int, int]
+    stride: tuple[int, int, int]
     reader: str
 
 
@@ -135,6 +137,7 @@ class EmbeddedCaption:
 class EmbedResult:
     """The captions of a clip with features; the features bf16 [m, E] of all, end to end, are a tensor `text` beside."""
 
+    width: int
     captions: tuple[EmbeddedCaption, ...]
 
 

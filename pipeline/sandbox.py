@@ -159,6 +159,7 @@ def _unpacked(answer: bytearray) -> tuple[dict[str, Any], Arrays]:
 
 def serve(channel: socket.socket) -> None:
     """Fork a child for every request on `channel`, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the channel
     tasks = _tasks()
     while True:
         message, files, _, _ = socket.recv_fds(channel, MESSAGE, 2)

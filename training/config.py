@@ -37,7 +37,7 @@ class DiTConfig:
 class TrainConfig:
     """How to train; the defaults suit a tiny model on a laptop. A step is `global_batch` rows over all ranks."""
 
-    out: str = "training-out"  # folder for checkpoints, metrics.jsonl and config.yaml
+    out: str = ""  # folder for checkpoints, metrics.jsonl and config.yaml; by default one below the shards, for this corpus
     steps: int = 200
     global_batch: int = 8
     max_pass_tokens: int = 65_536  # a rank with more tokens in a step adds up the gradients of several passes
@@ -64,7 +64,6 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.caption_drop <= 1, "caption_drop", "within 0 and 1", self.caption_drop)
         _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
-        _require(bool(self.out), "out", "a folder", self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

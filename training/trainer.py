@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from packing.config import dump_config
 from packing.errors import ConfigError
 from packing.loader import Batch, ShardLoader
+from packing.manifest import Manifest
+from packing.store import Store
 from training.checkpoint import (
     Progress,
     checkpoint_folder,
@@ -83,15 +85,12 @@ class _Run:
     job: TrainJob
     ranks: Ranks
     loader: ShardLoader
+    out: Path
     model: DiT
     parallel: nn.Module  # the model, or the model behind DDP
     optimizer: torch.optim.Optimizer
     ema: dict[str, Tensor]
     step: int = 0
-
-    @property
-    def out(self) -> Path:
-        return Path(self.job.train.out)
 
 
 def _start(job: TrainJob, shards_url: str, ranks: Ranks) -> _Run:
@@ -103,7 +102,8 @@ def _start(job: TrainJob, shards_url: str, ranks: Ranks) -> _Run:
     model = _new_model(job, loader).to(ranks.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     ema = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    run = _Run(job=job, ranks=ranks, loader=loader, model=model, parallel=model, optimizer=optimizer, ema=ema)
+    out = output_folder(config.out, shards_url, loader.manifest)
+    run = _Run(job=job, ranks=ranks, loader=loader, out=out, model=model, parallel=model, optimizer=optimizer, ema=ema)
     if newest := newest_checkpoint(run.out):
         _resume(run, newest)
     run.parallel = ranks.wrap(model)
@@ -111,6 +111,18 @@ def _start(job: TrainJob, shards_url: str, ranks: Ranks) -> _Run:
         run.out.mkdir(parents=True, exist_ok=True)
         (run.out / "config.yaml").write_text(dump_config(job))
     return run
+
+
+def output_folder(out: str, shards_url: str, manifest: Manifest) -> Path:
+    """Return where a training job writes: the folder it names, or else one of this corpus's own below local shards.
+
+    Raises:
+        ConfigError: the shards are remote and no folder is named.
+    """
+    root = Store(shards_url).local_root
+    if not out and root is None:
+        raise ConfigError(f"train.out is missing: {shards_url} is remote, so name a local folder as train.out=…")
+    return Path(out) if out or root is None else root / "training" / manifest.digest[:12]
 
 
 def _open_loader(config: TrainConfig, shards_url: str, ranks: Ranks) -> ShardLoader:

@@ -90,7 +90,8 @@ class Embed(Stage[ClipToEmbed, EmbedResult]):
             )
             for (prompt, text, model), states in zip(clip.captions, features, strict=True)
         )
-        return Outcome(key=clip.clip_id, value=EmbedResult(captions=captions), tensors={"text": torch.cat(features)})
+        result = EmbedResult(width=self._encoder.facts.width, captions=captions)
+        return Outcome(key=clip.clip_id, value=result, tensors={"text": torch.cat(features)})
 
     @cached_property
     def _encoder(self) -> TextEncoder:

@@ -115,6 +115,7 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
             resized=fit.resized,
             size=fit.size,
             latent_shape=(channels, t, h, w),
+            stride=self._codec.stride,
             reader=reader,
         )
         return Outcome(key=key, value=result, tensors={"latent": latent})

@@ -11,7 +11,7 @@ from pipeline.config import RecaptionConfig, RunConfig
 from pipeline.records import CaptionText, Outcome, RecaptionResult, failed
 from pipeline.stage import PartitionView, Stage, torch_device
 from pipeline.stages.score import sampled_frames
-from recaption import Caption, Captioner, CaptionerError, CaptionFailure, ClipFrames, Prompt, load_captioner
+from recaption import Caption, Captioner, CaptionerError, CaptionFailure, ClipFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Recaption(Stage[ClipFrames, RecaptionResult]):
 
     def identity(self) -> Mapping[str, object]:
         """Return the model's weights, the prompts, and what batches a clip is part of."""
-        prompts = {name: asdict(prompt) for name, prompt in self.config.prompts.items()}
+        prompts = [asdict(prompt) for prompt in self.config.asked]
         weights = model_identity(self.config.model)
         return {"weights": weights, "prompts": prompts, "batch": self.config.batch, "dtype": self.config.dtype}
 
@@ -58,8 +58,7 @@ class Recaption(Stage[ClipFrames, RecaptionResult]):
 
     def process(self, batch: Sequence[ClipFrames]) -> Iterable[Outcome[RecaptionResult]]:
         """Caption all clips with one prompt after the other."""
-        prompts = [Prompt(id=name, text=p.text, max_new_tokens=p.max_new_tokens) for name, p in self.config.prompts.items()]
-        answers = [self._captioner.caption(batch, prompt) for prompt in prompts]
+        answers = [self._captioner.caption(batch, prompt) for prompt in self.config.asked]
         return [self._outcome(clip.clip_id, of_clip) for clip, of_clip in zip(batch, zip(*answers, strict=True), strict=True)]
 
     def _outcome(self, clip_id: str, answers: Sequence[Caption | CaptionFailure]) -> Outcome[RecaptionResult]:
@@ -83,6 +82,8 @@ class Recaption(Stage[ClipFrames, RecaptionResult]):
 
     @cached_property
     def _captioner(self) -> Captioner:
+        from recaption import load_captioner  # transformers loads in seconds, and only workers with something to do need it
+
         c = self.config
         try:
             return load_captioner(

@@ -14,7 +14,7 @@ from training import DiTConfig, TrainConfig, TrainJob
 
 LATENT_SIZES = [(2, 4, 4), (3, 4, 6), (1, 6, 4), (2, 6, 6), (2, 4, 4), (1, 4, 4), (3, 6, 4), (2, 4, 8)]
 CHANNELS, PATCH, TEXT_WIDTH = 4, (1, 2, 2), 12
-CODEC = CodecFacts(model="none", subfolder="", weights="", class_name="", channels=CHANNELS, stride=(2, 8, 8))
+CODEC = CodecFacts(model="none", subfolder="", weights="", channels=CHANNELS, stride=(2, 8, 8))
 TEXT_ENCODER = TextEncoderFacts(
     model="none", subfolder="", tokenizer="", weights="", backend="", width=TEXT_WIDTH, max_tokens=8
 )
