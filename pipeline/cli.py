@@ -129,10 +129,12 @@ def verify(run: str, json_: bool) -> None:
 def pack(run: str, overrides: tuple[str, ...]) -> None:
     """Pack again what a run has encoded, for another length or seed (pack.length=… pack.seed=…); encodes nothing."""
     from pipeline.ingest import make_runner
+    from pipeline.job import save_job
     from pipeline.ledger import Ledger
     from pipeline.pack import pack as run_pack
 
     job = _repacked(run, overrides)
+    save_job(job)
     manifest, written = run_pack(Ledger(job), make_runner(job.config), lambda entry: None)
     _show_manifest(manifest, written)
 

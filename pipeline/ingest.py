@@ -1,9 +1,9 @@
 """The main job: sources to packed shards. Run it again and it does only what is still to do."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from rich.console import Console
 
@@ -55,7 +55,9 @@ def ingest(config: RunConfig, *, retry: bool = False, console: Console | None = 
 
 def run_stages(job: Job, partitions: list[Partition], runner: Runner) -> dict[str, Work]:
     """Take every partition through every stage; return what was done, by stage."""
-    steps = [Step(name=stage, make=_MakeStageStep(job, stage), resources=job.config.resources_of(stage)) for stage in STAGES]
+    steps = [
+        Step(name=stage, make=partial(StageStep, job, stage), resources=job.config.resources_of(stage)) for stage in STAGES
+    ]
     rows: list[Row] = [{"partition": asdict(partition), "work": {}} for partition in partitions]
     totals: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     for row in runner.run(steps, rows):
@@ -73,16 +75,18 @@ def make_runner(config: RunConfig) -> Runner:
     return RayRunner(config.ray, config.resources_of("shared"))
 
 
-@dataclass(frozen=True)
-class _MakeStageStep:
-    job: Job
-    stage: str
+class StageStep:
+    """A stage as a step of a runner: its rows are partitions."""
 
-    def __call__(self) -> Callable[[Row], Row]:
-        worker = StageWorker(self.job, self.stage)
+    def __init__(self, job: Job, stage: str) -> None:
+        self._name = stage
+        self._worker = StageWorker(job, stage)
 
-        def step(row: Row) -> Row:
-            work = worker(from_plain(Partition, row["partition"]))
-            return {**row, "work": {**row["work"], self.stage: dataclasses.asdict(work)}}
+    def __call__(self, row: Row) -> Row:
+        """Run the stage over the partition of a row and add what was done to it."""
+        work = self._worker(from_plain(Partition, row["partition"]))
+        return {**row, "work": {**row["work"], self._name: asdict(work)}}
 
-        return step
+    def close(self) -> None:
+        """Let go of what the stage holds."""
+        self._worker.stage.close()

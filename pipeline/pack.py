@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def pack(ledger: Ledger, runner: Runner, on_shard: Callable[[ShardEntry], None])
         _point_at(job.store, plan.fingerprint)
         return Manifest.from_json(store.read(MANIFEST)), 0
     entries = []
-    step = Step(name="pack", make=_MakeWriter(job, plan.folder), resources=job.config.resources_of("pack"))
+    step = Step(name="pack", make=partial(ShardWriter, job, plan.folder), resources=job.config.resources_of("pack"))
     for row in runner.run([step], list(_shard_rows(ledger, plan))):
         entries.append(ShardEntry(**row["entry"]))
         on_shard(entries[-1])
@@ -162,15 +163,6 @@ def _result(ledger: Ledger, stage: str, clip: Clip) -> Any:
     return outcome.result
 
 
-@dataclass(frozen=True)
-class _MakeWriter:
-    job: Job
-    folder: str
-
-    def __call__(self) -> "ShardWriter":
-        return ShardWriter(self.job, self.folder)
-
-
 class ShardWriter:
     """Writes one shard a row of its step, from the recorded results of the clips that the row names."""
 
@@ -183,6 +175,9 @@ class ShardWriter:
         gather = _Gather(self.job, row["clips"])
         rows = ([gather(clip_id) for clip_id in members] for members in row["rows"])
         return {"entry": asdict(write_shard(self._shards, row["shard"], rows, self.job.config.pack.patch))}
+
+    def close(self) -> None:
+        """Hold nothing."""
 
 
 class _Gather:

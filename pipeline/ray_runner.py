@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from ray.util.metrics import Counter
 
 from packing.errors import ClipmillError
 from pipeline.config import RayConfig, ResourceConfig
-from pipeline.runner import Row, Step
+from pipeline.runner import Row, Step, Worker
 
 RETRIES = {"max_restarts": -1, "max_task_retries": 2}
 
@@ -106,7 +106,7 @@ class _Worker:
                 row = self._guarded(name, worker, row)
         return {"row": json.dumps(row)}
 
-    def _guarded(self, name: str, worker: Callable[[Row], Row], row: Row) -> Row:
+    def _guarded(self, name: str, worker: Worker, row: Row) -> Row:
         try:
             row = worker(row)
         except ClipmillError as error:

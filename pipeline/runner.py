@@ -4,6 +4,7 @@ A row is a small JSON object, one a partition or shard. A step turns a row into 
 large through the store. Runners differ in where steps run, never in what they compute.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,12 +14,22 @@ from pipeline.config import ResourceConfig
 Row = dict[str, Any]
 
 
+class Worker(Protocol):
+    """One step at work in one process: takes row after row."""
+
+    def __call__(self, row: Row) -> Row:
+        """Do the step for one row."""
+
+    def close(self) -> None:
+        """Let go of what the step holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step: `make` builds its worker in the process that will run it; the worker then takes row after row."""
+    """One step: `make` builds its worker in the process that will run it."""
 
     name: str
-    make: Callable[[], Callable[[Row], Row]]
+    make: Callable[[], Worker]
     resources: ResourceConfig
 
 
@@ -37,11 +48,12 @@ class LocalRunner:
 
     def run(self, steps: Sequence[Step], rows: Sequence[Row]) -> Iterator[Row]:
         """Yield every row after its last step, in order."""
-        workers = [step.make() for step in steps]
-        for row in rows:
-            for worker in workers:
-                row = worker(row)
-            yield row
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(contextlib.closing(step.make())) for step in steps]
+            for row in rows:
+                for worker in workers:
+                    row = worker(row)
+                yield row
 
     def facts(self) -> Mapping[str, object]:
         """Tell what this runner is, for people."""

@@ -95,6 +95,9 @@ class Stage(ABC, Generic[In, Value]):
     def setup(self) -> None:
         """Load models and open what stays open; once in a worker, before the first `process`."""
 
+    def close(self) -> None:
+        """Let go of what stays open; the stage is not used again."""
+
     @abstractmethod
     def process(self, batch: Sequence[In]) -> Iterable[Outcome[Value]]:
         """Turn inputs into one outcome each, in any order."""

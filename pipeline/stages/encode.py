@@ -95,6 +95,11 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
         """Encode clips one at a time."""
         return [self._encode(item) for item in batch]
 
+    def close(self) -> None:
+        """End the decoder and close the source that it read last."""
+        self._sandbox.close()
+        self._files.close()
+
     def _encode(self, item: ClipToEncode) -> Outcome[EncodeResult]:
         key = item.clip.clip_id
         try:

@@ -49,6 +49,11 @@ class Split(Stage[Source, SplitResult]):
         """Scan sources one after the other."""
         return [self._scan(source) for source in batch]
 
+    def close(self) -> None:
+        """End the decoder and close the source that it read last."""
+        self._sandbox.close()
+        self._files.close()
+
     def _scan(self, source: Source) -> Outcome[SplitResult]:
         limits = Limits(wall_s=self.config.timeout_s, memory_bytes=self.config.memory_mb << 20)
         try:
