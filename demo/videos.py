@@ -54,7 +54,7 @@ def make_videos(folder: Path, count: int = 12, seed: int = 0) -> Path:
     random = np.random.Generator(np.random.Philox(seed))
     titles = {}
     for number in range(count):
-        scenes = [_scene(random) for _ in range(int(random.integers(1, 4)))]
+        scenes = _scenes(random, int(random.integers(1, 4)))
         (suffix, codec), size = FORMATS[number % len(FORMATS)], SIZES[number % len(SIZES)]
         name = f"video_{number:03d}.{suffix}"
         write_video(folder / name, _frames(scenes, size, fps=16), codec=codec, fps=16)
@@ -81,14 +81,18 @@ def write_video(path: Path, frames: Iterator[Picture], *, codec: str, fps: int) 
         out.mux(stream.encode())
 
 
-def _scene(random: np.random.Generator) -> Scene:
-    return Scene(
-        shape=str(random.choice(list(SHAPES))),
-        colour=str(random.choice(list(COLOURS))),
-        ground=str(random.choice(list(GROUNDS))),
-        motion=str(random.choice(list(MOTIONS))),
-        seconds=float(random.uniform(1.0, 3.0)),
-    )
+def _scenes(random: np.random.Generator, count: int) -> list[Scene]:
+    """Draw the scenes of one video; no two share a ground, so that every cut is one."""
+    return [
+        Scene(
+            shape=str(random.choice(list(SHAPES))),
+            colour=str(random.choice(list(COLOURS))),
+            ground=str(ground),
+            motion=str(random.choice(list(MOTIONS))),
+            seconds=float(random.uniform(1.0, 3.0)),
+        )
+        for ground in random.permutation(list(GROUNDS))[:count]
+    ]
 
 
 def _frames(scenes: list[Scene], size: tuple[int, int], fps: int) -> Iterator[Picture]:

@@ -1,6 +1,6 @@
 """A job: one config, resolved so that it means the same in every worker, with the fingerprint of every stage.
 
-A stage's fingerprint hashes its name, version, identity (config and weights) and the fingerprints of the stages that it reads.
+A stage's fingerprint hashes its name, version, columns, identity (config and weights) and the fingerprints of what it reads.
 Results are filed under it, so a changed setting finds its old results when it is changed back, and never reads stale ones.
 """
 
@@ -18,6 +18,7 @@ from packing.store import Store
 from pipeline.config import RunConfig, load_run_config
 from pipeline.results import StageResults
 from pipeline.stages import STAGES
+from pipeline.tables import arrow_schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, kind in STAGES.items():
         stage = kind.from_config(config)
-        found[name] = digest([name, kind.version, stage.identity(), [found[read] for read in kind.reads]])
+        columns = str(arrow_schema(kind.value))
+        found[name] = digest([name, kind.version, columns, stage.identity(), [found[read] for read in kind.reads]])
     return found
 
 

@@ -61,6 +61,12 @@ def motion(previous: Luma, frame: Luma) -> float:
     return float(np.abs(frame.astype(np.int16) - previous).mean()) / 255
 
 
+@measure(of_change=True)
+def still_share(previous: Luma, frame: Luma) -> float:
+    """Share of frames that barely differ from the one before (mean change below 1/255), 0 to 1; 1 is a slide."""
+    return float(np.abs(frame.astype(np.int16) - previous).mean() < 1)
+
+
 def of_frame(previous: Luma, frame: Luma) -> list[float]:
     """Take all measures of one frame, in the order of `MEASURES`; the first frame of a file is its own predecessor."""
     return [m.function(previous, frame) if m.of_change else m.function(frame) for m in MEASURES.values()]

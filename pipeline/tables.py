@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from packing.errors import StoreError
+
 Record = TypeVar("Record")
 SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -30,18 +32,29 @@ def arrow_type(hint: Any) -> pa.DataType:
     raise TypeError(f"no Arrow type for {hint}")
 
 
+def arrow_schema(kind: type[Any]) -> pa.Schema:
+    """Return the columns of a table of one dataclass's records."""
+    return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in get_type_hints(kind).items()])
+
+
 def to_parquet(records: Iterable[Any], kind: type[Any]) -> bytes:
     """Write records of one dataclass as Parquet; equal records give equal bytes."""
-    fields = [pa.field(name, arrow_type(hint)) for name, hint in get_type_hints(kind).items()]
-    table = pa.Table.from_pylist([_plain(record) for record in records], schema=pa.schema(fields))
+    table = pa.Table.from_pylist([_plain(record) for record in records], schema=arrow_schema(kind))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def from_parquet(data: bytes, kind: type[Record]) -> list[Record]:
-    """Read what `to_parquet` wrote."""
-    return [_record(kind, row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    """Read what `to_parquet` wrote.
+
+    Raises:
+        StoreError: the bytes hold records of another shape, as another version of clipmill writes them.
+    """
+    table = pq.read_table(io.BytesIO(data))
+    if table.schema != arrow_schema(kind):
+        raise StoreError("a results part has other columns: another version of clipmill wrote it")
+    return [_record(kind, row) for row in table.to_pylist()]
 
 
 def from_plain(kind: type[Record], value: dict[str, Any]) -> Record:

@@ -14,11 +14,13 @@ from packing.codec import VideoCodec, load_codec
 from packing.geometry import Fit, Patch, fit_frame, legal_frames
 from packing.models import model_identity
 from pipeline.config import EncodeConfig, RunConfig
+from pipeline.decoder import Decoder
 from pipeline.media import Span
 from pipeline.records import Clip, EncodeResult, Outcome, Source, SplitResult, failed
-from pipeline.sandbox import DecodeError, Limits, Sandbox
-from pipeline.sources import SourceError, SourceFiles
+from pipeline.sandbox import Limits
+from pipeline.sources import SourceError
 from pipeline.stage import PartitionView, Stage, torch_device
+from pipeline.stages.split import decode_limits
 
 # Where decord gives the frames that PyAV gives: elsewhere it misses frames, finds others, or loses depth.
 DECORD_CONTAINERS = ("mov", "matroska")
@@ -51,12 +53,11 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
     @classmethod
     def from_config(cls, config: RunConfig) -> "Encode":
         """Make the stage that a run's config describes."""
-        limits = Limits(wall_s=config.split.timeout_s, memory_bytes=config.split.memory_mb << 20)
         return cls(
             chunk=config.encode.chunk,
             config=config.encode,
             patch=config.pack.patch,
-            limits=limits,
+            limits=decode_limits(config.split),
             decode_threads=config.split.decode_threads,
         )
 
@@ -96,9 +97,8 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
         return [self._encode(item) for item in batch]
 
     def close(self) -> None:
-        """End the decoder and close the source that it read last."""
-        self._sandbox.close()
-        self._files.close()
+        """End the decoder."""
+        self._decoder.close()
 
     def _encode(self, item: ClipToEncode) -> Outcome[EncodeResult]:
         key = item.clip.clip_id
@@ -108,7 +108,7 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
             return failed(key, "too_small", str(error))
         try:
             frames, reader = self._read(item, fit, numbers)
-        except (SourceError, DecodeError) as error:
+        except SourceError as error:
             return failed(key, error.error, str(error))
         latent = self._codec.encode(frames).to(torch.float16)
         if not latent.isfinite().all():
@@ -145,7 +145,7 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
             reader="decord" if suits_decord(item.split) else "pyav",
             threads=self.decode_threads,
         )
-        facts, arrays = self._sandbox.call("read_span", self._files.open(item.source), span, self.limits)
+        facts, arrays = self._decoder.run("read_span", item.source, span)
         return arrays["frames"], facts["reader"]
 
     @cached_property
@@ -154,12 +154,8 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
         return load_codec(c.model, subfolder=c.subfolder, device=torch_device(c.device), dtype=c.dtype)
 
     @cached_property
-    def _sandbox(self) -> Sandbox:
-        return Sandbox()
-
-    @cached_property
-    def _files(self) -> SourceFiles:
-        return SourceFiles()
+    def _decoder(self) -> Decoder:
+        return Decoder(self.limits)
 
 
 def output_fps(source_fps: float, target_fps: float) -> float:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.config import RunConfig, SplitConfig
+from pipeline.decoder import Decoder
 from pipeline.measures import MEASURES
 from pipeline.media import ScanOptions
 from pipeline.records import Clip, Outcome, Source, SplitResult, failed
-from pipeline.sandbox import Arrays, DecodeError, Limits, Sandbox
-from pipeline.sources import SourceError, SourceFiles
+from pipeline.sandbox import Arrays, Limits
+from pipeline.sources import SourceError
 from pipeline.stage import PartitionView, Stage
 
 
@@ -50,15 +51,13 @@ class Split(Stage[Source, SplitResult]):
         return [self._scan(source) for source in batch]
 
     def close(self) -> None:
-        """End the decoder and close the source that it read last."""
-        self._sandbox.close()
-        self._files.close()
+        """End the decoder."""
+        self._decoder.close()
 
     def _scan(self, source: Source) -> Outcome[SplitResult]:
-        limits = Limits(wall_s=self.config.timeout_s, memory_bytes=self.config.memory_mb << 20)
         try:
-            facts, arrays = self._sandbox.call("scan", self._files.open(source), self._options, limits)
-        except (SourceError, DecodeError) as error:
+            facts, arrays = self._decoder.run("scan", source, self._options)
+        except SourceError as error:
             return failed(source.key, error.error, str(error))
         return self._outcome(source, facts, arrays)
 
@@ -103,9 +102,10 @@ class Split(Stage[Source, SplitResult]):
         return hashlib.sha256(repr({**cutting, "longest": self.config.max_clip_s}).encode()).hexdigest()
 
     @cached_property
-    def _sandbox(self) -> Sandbox:
-        return Sandbox()
+    def _decoder(self) -> Decoder:
+        return Decoder(decode_limits(self.config))
 
-    @cached_property
-    def _files(self) -> SourceFiles:
-        return SourceFiles()
+
+def decode_limits(config: SplitConfig) -> Limits:
+    """Return what the decoding of one source may use."""
+    return Limits(wall_s=config.timeout_s, memory_bytes=config.memory_mb << 20)
