@@ -64,6 +64,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.threshold > 0, f"split.threshold must be positive, not {self.threshold}")
+        _check(self.min_shot_frames >= 4, f"split.min_shot_frames must be at least 4, not {self.min_shot_frames}")
         _check(0 <= self.min_clip_s < self.max_clip_s, "split.min_clip_s must be below split.max_clip_s")
         _check(self.frames_per_clip > 0, f"split.frames_per_clip must be positive, not {self.frames_per_clip}")
         _check(self.frame_side_px >= 16, f"split.frame_side_px must be at least 16, not {self.frame_side_px}")

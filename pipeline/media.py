@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, BinaryIO
 
 import av
@@ -143,13 +144,18 @@ def _load_image(file: BinaryIO, max_pixels: int) -> Picture:
 
 @dataclass
 class _Scan:
-    """What one pass gathers: a time and the measures of every frame, cuts, and pictures kept at an even pace."""
+    """What one pass gathers: time and measures of every frame, and the clips of the shots that have ended.
+
+    Pictures are held of the present shot only, at a pace that slows down as it grows, so memory stays flat with its length.
+    """
 
     options: ScanOptions
     times_s: list[float] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
-    kept: dict[int, Picture] = field(default_factory=dict)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[str, NDArray[Any]] = field(default_factory=dict)
+    shot_start: int = 0
+    held: dict[int, Picture] = field(default_factory=dict)
     pace: int = 1
     previous: measures.Luma | None = None
 
@@ -161,13 +167,38 @@ class _Scan:
         number = len(self.times_s)
         small = picture(DETECTOR_SIDE)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        self.cuts += self._cut_frames(number, small)
         self.values.append(measures.of_frame(luma if self.previous is None else self.previous, luma))
         self.times_s.append(time_s)
         self.previous = luma
+        for cut in self._cut_frames(number, small):
+            self.end_shot(cut, self.times_s[cut])
         if number % self.pace == 0:
-            self.kept[number] = picture(self.options.frame_side_px)
+            self.held[number] = picture(self.options.frame_side_px)
             self._thin_out()
+
+    def end_shot(self, end_frame: int, end_s: float) -> None:
+        """Turn the shot that ends before `end_frame` into clips, and start the next."""
+        times = [*self.times_s[self.shot_start : end_frame], end_s]
+        for first, last in divided(times, self.options.max_clip_s):
+            self._add_clip(self.shot_start + first, self.shot_start + last, times[first], times[last])
+        self.held = {number: picture for number, picture in self.held.items() if number >= end_frame}
+        self.shot_start, self.pace = end_frame, 1
+
+    def _add_clip(self, first: int, last: int, start_s: float, end_s: float) -> None:
+        # Slow paces can miss a short piece: its neighbour in the same shot stands for it.
+        inside = [n for n in self.held if first <= n < last] or [min(self.held, key=lambda n: abs(n - first))]
+        chosen = evenly(inside, self.options.frames_per_clip)
+        self.pictures[str(len(self.clips))] = np.stack([self.held[number] for number in chosen])
+        self.clips.append(
+            {
+                "start_s": start_s,
+                "end_s": end_s,
+                "start_frame": first,
+                "end_frame": last,
+                "frame_times_s": [self.times_s[number] for number in chosen],
+                "measures": measures.of_clip(self.values[first:last]),
+            }
+        )
 
     def _cut_frames(self, number: int, small: Picture) -> list[int]:
         # The detector counts frames; the rate given here only labels them. Times come from the file.
@@ -175,10 +206,9 @@ class _Scan:
         return [cut.frame_num for cut in self.detector.process_frame(FrameTimecode(number, 25.0), bgr)]
 
     def _thin_out(self) -> None:
-        """Halve the pace when too many pictures are held, so that memory stays flat with length."""
-        if len(self.kept) > 64 * self.options.frames_per_clip:
+        if len(self.held) > 64 * self.options.frames_per_clip:
             self.pace *= 2
-            self.kept = {number: picture for number, picture in self.kept.items() if number % self.pace == 0}
+            self.held = {number: picture for number, picture in self.held.items() if number % self.pace == 0}
 
 
 def _scan_video(file: BinaryIO, container: str, options: ScanOptions) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -189,59 +219,43 @@ def _scan_video(file: BinaryIO, container: str, options: ScanOptions) -> tuple[d
         end_s = 0.0
         for time_s, frame in _frames(media, stream):
             shape = _checked_shape(frame, shape, options.max_pixels)
-            gathered.take(time_s, lambda side, frame=frame, shape=shape: _picture(frame, shape, side))  # type: ignore[misc]
+            gathered.take(time_s, partial(_picture, frame, shape))
             end_s = time_s + _frame_duration(frame, stream)
         if shape is None:
             raise MediaError("frame_count", "the file opens as a video and holds no frame that decodes")
+        _check_whole(file, container, stream.frames, len(gathered.times_s))
         facts = {
             "codec": stream.codec_context.name,
             "pixel_format": stream.codec_context.pix_fmt or "",
             "height_px": shape[0],
             "width_px": shape[1],
         }
-    clips, arrays = _clips(gathered, end_s)
-    arrays["times_s"] = np.array(gathered.times_s)
     count, duration_s = len(gathered.times_s), end_s - gathered.times_s[0]
-    return {**facts, "fps": count / duration_s, "frames": count, "duration_s": duration_s, "clips": clips}, arrays
+    gathered.end_shot(count, end_s)
+    facts |= {"fps": count / duration_s, "frames": count, "duration_s": duration_s, "clips": gathered.clips}
+    return facts, {**gathered.pictures, "times_s": np.array(gathered.times_s)}
 
 
-def _clips(scan: _Scan, end_s: float) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
-    """Turn cuts into clips no longer than the maximum, with their measures and sampled frames."""
-    times = [*scan.times_s, end_s]
-    shots = zip([0, *scan.cuts], [*scan.cuts, len(scan.times_s)], strict=True)
-    clips, frames = [], dict[str, NDArray[Any]]()
-    for number, (first, last) in enumerate(piece for shot in shots for piece in _divided(shot, times, scan.options.max_clip_s)):
-        chosen = _evenly([i for i in scan.kept if first <= i < last] or [_nearest_kept(scan, first)], scan.options)
-        frames[str(number)] = np.stack([scan.kept[i] for i in chosen])
-        clips.append(
-            {
-                "start_s": times[first],
-                "end_s": times[last],
-                "start_frame": first,
-                "end_frame": last,
-                "frame_times_s": [max(times[first], times[i]) for i in chosen],
-                "measures": measures.of_clip(scan.values[first:last]),
-            }
-        )
-    return clips, frames
+def divided(times: list[float], max_clip_s: float) -> Iterator[tuple[int, int]]:
+    """Divide a shot evenly so that no piece is longer than the maximum.
+
+    Args:
+        times: the time of each frame of the shot, and the time at which it ends.
+        max_clip_s: the longest piece in seconds.
+
+    Yields:
+        First frame and end frame of each piece, counted from the shot's first.
+    """
+    pieces = max(1, int(np.ceil((times[-1] - times[0]) / max_clip_s - 1e-9)))
+    targets = np.linspace(times[0], times[-1], pieces + 1)[1:-1]
+    borders = {0, *(int(np.searchsorted(times[:-1], target)) for target in targets), len(times) - 1}
+    yield from itertools.pairwise(sorted(borders))
 
 
-def _divided(shot: tuple[int, int], times: list[float], max_clip_s: float) -> Iterator[tuple[int, int]]:
-    """Divide a shot (frames first to last) evenly so that no piece is longer than the maximum."""
-    first, last = shot
-    pieces = max(1, int(np.ceil((times[last] - times[first]) / max_clip_s - 1e-9)))
-    targets = np.linspace(times[first], times[last], pieces + 1)[1:-1]
-    borders = sorted({first, *(int(np.searchsorted(times[:last], target)) for target in targets), last})
-    yield from itertools.pairwise(borders)
-
-
-def _evenly(numbers: list[int], options: ScanOptions) -> list[int]:
-    picks = np.linspace(0, len(numbers) - 1, min(len(numbers), options.frames_per_clip)).round().astype(int)
+def evenly(numbers: list[int], most: int) -> list[int]:
+    """Choose at most `most` of `numbers`, evenly spaced, the first and the last among them."""
+    picks = np.linspace(0, len(numbers) - 1, min(len(numbers), most)).round().astype(int)
     return [numbers[i] for i in picks]
-
-
-def _nearest_kept(scan: _Scan, number: int) -> int:
-    return min(scan.kept, key=lambda kept: abs(kept - number))
 
 
 # ---- a span: the frames of one clip at training size -------------------------------------------------------------------
@@ -318,7 +332,7 @@ def _open(file: BinaryIO, container: str) -> Any:
     try:
         return av.open(io.BufferedReader(_Nameless(file)), mode="r", format=container)
     except (av.error.FFmpegError, ValueError) as error:
-        kind = "truncated" if container == "mov" and "moov" not in str(error) and _no_index(file) else "corrupt"
+        kind = "truncated" if container == "mov" and "moov" not in top_boxes(file)[0] else "corrupt"
         raise MediaError(kind, f"does not open as {container}: {error}") from error
 
 
@@ -341,9 +355,23 @@ class _Nameless(io.RawIOBase):
         return self._file.readinto(buffer)
 
 
-def _no_index(file: BinaryIO) -> bool:
-    file.seek(0)
-    return b"moov" not in file.read()
+def top_boxes(file: BinaryIO) -> tuple[list[str], bool]:
+    """List the top-level boxes of an mp4 or mov file, and tell whether the last one runs past the end of the file."""
+    size, at, names = file.seek(0, os.SEEK_END), 0, list[str]()
+    while at + 8 <= size and len(names) < 10_000:
+        file.seek(at)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - at  # 1: 64 bits; 0: to the end
+        names.append(head[4:8].decode("latin-1"))
+        at += max(8, length)
+    return names, at > size
+
+
+def _check_whole(file: BinaryIO, container: str, promised: int, decoded: int) -> None:
+    """Refuse a file that has been cut off: boxes beyond its end, and fewer frames than it promises."""
+    if container == "mov" and decoded < promised and top_boxes(file)[1]:
+        raise MediaError("truncated", f"the file ends early: {decoded} of {promised} frames decode")
 
 
 def _video_stream(media: Any, options: ScanOptions | None) -> Any:
