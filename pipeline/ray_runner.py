@@ -127,8 +127,8 @@ def _connect(config: RayConfig) -> None:
         with _silent_core():
             if address:
                 ray.init(address=address, **quiet)
-            else:
-                ray.init(num_cpus=config.cpus, num_gpus=config.gpus, include_dashboard=False, **quiet)
+            else:  # "local", or Ray would look for the last cluster of this machine, and wait for it if it is dead
+                ray.init("local", num_cpus=config.cpus, num_gpus=config.gpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClipmillError(f"cannot reach Ray at {address or 'this machine'}: {str(error).strip().splitlines()[0]}") from error
 
