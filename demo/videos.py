@@ -49,7 +49,13 @@ class Scene:
 
 
 def make_videos(folder: Path, count: int = 12, seed: int = 0) -> Path:
-    """Write `count` good videos and a few bad files into `folder`, and `titles.csv` beside it; return the table's path."""
+    """Write `count` good videos and a few bad files into `folder`, and then `titles.csv` beside it; return the table's path.
+
+    Does nothing when the table is there already.
+    """
+    table = folder.parent / "titles.csv"
+    if table.exists():
+        return table
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.Generator(np.random.Philox(seed))
     titles = {}
@@ -60,7 +66,6 @@ def make_videos(folder: Path, count: int = 12, seed: int = 0) -> Path:
         write_video(folder / name, _frames(scenes, size, fps=16), codec=codec, fps=16)
         titles[name] = ". ".join(scene.caption for scene in scenes)
     _write_odd_files(folder)
-    table = folder.parent / "titles.csv"
     with open(table, "w", newline="") as file:
         csv.writer(file).writerows([("file", "title"), *titles.items()])
     return table

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from packing.errors import ClipmillError
-from pipeline.ledger import Ledger
+from pipeline.ledger import CLIP_STAGES, Fate, Ledger
 from pipeline.stages import STAGES
 
 
@@ -24,9 +24,9 @@ from pipeline.stages import STAGES
 def live_progress(ledger: Ledger, console: Console) -> Iterator[None]:
     """Show how a job goes on while the body runs."""
     stop = threading.Event()
-    started = time.monotonic()
+    clock = Clock(ledger)
     table = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
-    watcher = threading.Thread(target=_watch, args=(ledger, table, stop, started), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(ledger, table, stop, clock), daemon=True)
     with table or contextlib.nullcontext():
         watcher.start()
         try:
@@ -34,50 +34,63 @@ def live_progress(ledger: Ledger, console: Console) -> Iterator[None]:
         finally:
             stop.set()
             watcher.join()
-            _publish(ledger, progress(ledger, time.monotonic() - started), None)
+    ledger.refresh()
+    _publish(ledger, clock.read(ledger), None)
 
 
-def progress(ledger: Ledger, elapsed_s: float) -> dict[str, Any]:
-    """Count, for every stage, what is done, kept, rejected and failed, what is left, and how fast it goes."""
-    counts = {stage: {"done": 0, "kept": 0, "rejected": 0, "failed": 0} for stage in STAGES}
+class Clock:
+    """The time since a job began and what was done by then, so that rates tell of this job and not of the ones before."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._started = time.monotonic()
+        self._before = {stage: counts["done"] for stage, counts in stage_counts(ledger).items()}
+
+    def read(self, ledger: Ledger) -> dict[str, Any]:
+        """Tell, for every stage, what is done, kept, rejected, failed and waiting, how fast it goes, and for how long."""
+        elapsed_s = time.monotonic() - self._started
+        stages = {}
+        for stage, counts in stage_counts(ledger).items():
+            rate = (counts["done"] - self._before[stage]) / elapsed_s
+            left_s = round(counts["waiting"] / rate) if rate else None
+            stages[stage] = {**counts, "per_s": round(rate, 2), "left_s": left_s}
+        return {"elapsed_s": round(elapsed_s, 1), "stages": stages}
+
+
+def stage_counts(ledger: Ledger) -> dict[str, dict[str, int]]:
+    """Count, for every stage, the sources (split) or clips that it has done, and those that wait for it."""
+    counts = {stage: dict.fromkeys(("done", "kept", "rejected", "failed", "waiting"), 0) for stage in STAGES}
     for source in ledger.sources:
         outcome = ledger.outcomes["split"].get(source.key)
         if outcome:
             counts["split"]["done"] += 1
             counts["split"]["failed" if outcome.failure else "kept"] += 1
-    waiting = dict.fromkeys(STAGES, 0) | {"split": len(ledger.sources) - counts["split"]["done"]}
+    counts["split"]["waiting"] = len(ledger.sources) - counts["split"]["done"]
     for _, fate in ledger.fates():
-        _count(counts, waiting, fate.stage, bool(fate.rejected), bool(fate.failed))
-    return {"elapsed_s": round(elapsed_s, 1), "stages": {s: _paced(counts[s], waiting[s], elapsed_s) for s in STAGES}}
+        _count(counts, fate)
+    return counts
 
 
-def _count(counts: dict[str, dict[str, int]], waiting: dict[str, int], stage: str, rejected: bool, failed: bool) -> None:
-    """Count one clip: it has passed every stage before the one where it stands."""
-    order = list(STAGES)[1:]
-    stands = {"select": "score", "pack": ""}.get(stage, stage)
-    for name in order:
-        if name == stands and (rejected or failed):
-            counts[name]["done"] += 1
-            counts[name]["rejected" if rejected else "failed"] += 1
-        if name == stands:
-            waiting[name] += not (rejected or failed)
+def _count(counts: dict[str, dict[str, int]], fate: Fate) -> None:
+    """Count one clip: every stage before the one where it stands has kept it."""
+    stands = {"select": "score"}.get(fate.stage, fate.stage)
+    for stage in CLIP_STAGES:
+        if stage == stands and fate.open:
+            counts[stage]["waiting"] += 1
             return
-        counts[name]["done"] += 1
-        counts[name]["kept"] += 1
+        counts[stage]["done"] += 1
+        if stage == stands:
+            counts[stage]["rejected" if fate.rejected else "failed"] += 1
+            return
+        counts[stage]["kept"] += 1
 
 
-def _paced(counts: dict[str, int], waiting: int, elapsed_s: float) -> dict[str, Any]:
-    rate = counts["done"] / elapsed_s if elapsed_s > 0 else 0.0
-    return {**counts, "waiting": waiting, "per_s": round(rate, 2), "left_s": round(waiting / rate) if rate else None}
-
-
-def _watch(ledger: Ledger, live: Live | None, stop: threading.Event, started: float) -> None:
+def _watch(ledger: Ledger, live: Live | None, stop: threading.Event, clock: Clock) -> None:
     pause = 0.5
     while not stop.wait(pause):
         before = time.monotonic()
         with contextlib.suppress(ClipmillError):  # the job itself tells what is wrong with the store
             ledger.refresh()
-            _publish(ledger, progress(ledger, before - started), live)
+            _publish(ledger, clock.read(ledger), live)
         pause = max(0.5, 10 * (time.monotonic() - before))
 
 
