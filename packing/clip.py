@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from packing.errors import ModelError
-from packing.models import model_folder, model_identity
+from packing.models import first_line, model_folder, model_identity
 
 LOCAL = "local-dir:"
 
@@ -70,10 +70,13 @@ class Clip:
         return getattr(self._model, "text", self._model)  # CustomTextCLIP keeps its text tower in `.text`
 
     def _end(self, tokens: Tensor) -> int:
-        """Position of the end-of-text token: its own id when the tower names one, else the largest id (as CLIP's is)."""
-        end = getattr(self._text, "eos_id", None)
-        at = (tokens == end).nonzero() if end is not None and (tokens == end).any() else tokens.argmax().view(1, 1)
-        return int(at[0, 0])
+        """Position of the end-of-text token, found as the tower pools: by its id, or as the largest id (OpenAI's CLIP)."""
+        tower = self._text  # open_clip.CLIP holds its text tower's settings as `text_…`, CustomTextCLIP in the tower itself
+        pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "argmax")
+        if pool == "eos":
+            end: int = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
+            return int(tokens.eq(end).int().argmax())
+        return int(tokens.argmax()) if pool == "argmax" else len(tokens) - 1  # others (SigLIP) read the whole context
 
 
 def pinned_clip(model: str) -> str:
@@ -110,7 +113,7 @@ def load_clip(model: str, *, device: str = "cpu") -> Clip:
         net, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, device=device)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises many kinds for one thing: this string does not give a model
-        raise ModelError(f"{model} does not load as an open_clip model: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"{model} does not load as an open_clip model: {first_line(error)}") from error
     net.eval().requires_grad_(False)
     if not hasattr(getattr(net, "text", net), "token_embedding"):
         raise ModelError(f"{model}: its text tower is not a CLIP transformer; choose a CLIP model of open_clip")

@@ -8,6 +8,7 @@ Legend: F Y X frames, rows, columns of pixels; C T H W latent channels and grid.
 """
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from packing.errors import ModelError
 from packing.geometry import Stride, latent_shape
 from packing.manifest import CodecFacts
-from packing.models import model_folder, model_identity, pinned
+from packing.models import first_line, model_folder, model_identity, pinned
 
 # Classes that would give wrong latents without an error: tiled only, resizing inside, broken posterior, previews.
 REFUSED = {"AutoencoderKLAllegro", "AutoencoderRAE", "AutoencoderKLKVAEVideo", "AutoencoderTiny"}
@@ -73,7 +74,7 @@ class VideoCodec:
             raise ValueError(f"frames are uint8 [F, Y, X, 3], not {frames.dtype} {frames.shape}")
         count, rows, columns, _ = frames.shape
         t, h, w = self.stride
-        if (count - 1) % t or rows % h or columns % w:
+        if (count - 1) % t or rows % h or columns % w or not frames.size:
             raise ValueError(f"{count} frames of {columns}x{rows}: the codec takes 1 + k·{t} frames in multiples of {w}x{h}")
         return latent_shape(count, rows, columns, self.stride)
 
@@ -94,17 +95,17 @@ def load_codec(
     name = _class_name(folder / "config.json")
     import diffusers
 
-    if name in REFUSED or not hasattr(diffusers, name):
+    kind = getattr(diffusers, name, None)
+    if name in REFUSED or not (isinstance(kind, type) and hasattr(kind, "encode") and hasattr(kind, "from_pretrained")):
         raise ModelError(f"{model}: {name} is not an autoencoder that gives usable latents for training")
-    try:
-        vae = getattr(diffusers, name).from_pretrained(folder, torch_dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{model} does not load as {name}: {str(error).strip().splitlines()[0]}") from error
-    vae = vae.to(device).eval().requires_grad_(False)
+    vae = _loaded(kind, folder, dtype, f"{model} does not load as {name}").to(device).eval().requires_grad_(False)
     for switch in ("use_framewise_encoding", "use_framewise_decoding", "use_tiling"):
         if hasattr(vae, switch):
             setattr(vae, switch, False)  # a tiled or framewise encode never equals the whole one
-    channels, stride = _probe(vae, device)
+    try:
+        channels, stride = _probe(vae, device)
+    except (ValueError, RuntimeError, TypeError, AttributeError, ZeroDivisionError) as error:  # an image autoencoder
+        raise ModelError(f"{model}: {name} does not encode video: {first_line(error)}") from error
     facts = CodecFacts(
         model=pinned(model),
         subfolder=subfolder,
@@ -115,10 +116,21 @@ def load_codec(
     return VideoCodec(vae, facts, torch.device(device))
 
 
+def _loaded(kind: Any, folder: Path, dtype: DType, refusal: str) -> Any:
+    settings = {"torch_dtype": getattr(torch, dtype), "use_safetensors": True, "output_loading_info": True}
+    try:
+        vae, loading = kind.from_pretrained(folder, **settings)
+    except Exception as error:  # diffusers raises many kinds for one thing: these files do not give this model
+        raise ModelError(f"{refusal}: {first_line(error)}") from error
+    if loading["missing_keys"]:  # diffusers only warns, and fills them with noise or nothing
+        raise ModelError(f"{refusal}: its weights lack {min(loading['missing_keys'])}")
+    return vae
+
+
 def _class_name(config: Any) -> str:
     try:
         return str(json.loads(config.read_text())["_class_name"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{config} does not name a diffusers class") from error
 
 

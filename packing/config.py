@@ -3,13 +3,14 @@
 OmegaConf checks keys and types against the dataclasses, `__post_init__` of each checks ranges. Nothing starts before both pass.
 """
 
+import io
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import fsspec
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from packing.errors import ConfigError
 
@@ -52,13 +53,19 @@ def _merged(base: Any, layer: Any, origin: str) -> Any:
 def _read(path: str | None) -> Any:
     if path is None:
         return OmegaConf.create({})
-    fs, place = fsspec.core.url_to_fs(path)
+    try:
+        fs, place = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"cannot open {path}: {_first_line(error)}") from error
     if not fs.isfile(place):
         raise ConfigError(f"no config file at {path}")
     try:
-        return OmegaConf.create(fs.cat_file(place).decode() or "{}")
+        layer = OmegaConf.load(io.StringIO(fs.cat_file(place).decode()))
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {_first_line(error)}") from error
+        raise ConfigError(f"{path} is not readable YAML: {_yaml_problem(error)}") from error
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError(f"{path} is a list; a config is a mapping of keys to values")
+    return layer
 
 
 def _dotlist(overrides: Sequence[str]) -> Any:
@@ -75,6 +82,12 @@ def _one_line(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     message = _first_line(error)
     return message if not key or str(key) in message else f"{key}: {message}"
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -55,6 +55,7 @@ class ShardLoader:
 
     Raises:
         ShardError: there is no packed corpus at `url`, or an index is not the one that its manifest names.
+        ValueError: a number is out of its range.
     """
 
     def __init__(
@@ -67,6 +68,9 @@ class ShardLoader:
         seed: int = 0,
         caption_drop: float = 0.0,
     ) -> None:
+        if global_batch < 1 or not 0 <= rank < world_size or not 0 <= caption_drop <= 1:
+            given = f"global_batch={global_batch}, rank={rank}, world_size={world_size}, caption_drop={caption_drop}"
+            raise ValueError(f"out of range among {given}")
         self.manifest, base = open_manifest(url)
         self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
         self.seed, self.caption_drop = seed, caption_drop
@@ -78,16 +82,18 @@ class ShardLoader:
         if not self._rows:
             raise ShardError(f"the packed corpus at {base} has no rows")
         self._costs = np.array([row.cost for _, row in self._rows])
+        self._dealt: tuple[int, list[NDArray[np.int64]]] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's share of step after step, from the present epoch and step on."""
         while True:
-            steps = deal_rows(self._costs, seed=self._order_seed(), global_batch=self.global_batch)
-            while self.step < len(steps):
-                batch = self._batch(deal_ranks(steps[self.step], self._costs, self.world_size)[self.rank])
-                self.step += 1
-                yield batch
-            self.epoch, self.step = self.epoch + 1, 0
+            steps = self._steps(self.epoch)
+            if self.step >= len(steps):
+                self.epoch, self.step = self.epoch + 1, 0
+                continue
+            batch = self._batch(deal_ranks(steps[self.step], self._costs, self.world_size)[self.rank])
+            self.step += 1
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, as JSON of under 1 KB that any number of ranks can resume from."""
@@ -103,17 +109,23 @@ class ShardLoader:
         """Go on where `state` was taken.
 
         Raises:
-            ShardError: the state belongs to another corpus, seed or global batch, whose order is another.
+            ShardError: the state belongs to another corpus, seed or global batch, whose order is another, or is none.
         """
         here = self.state_dict()
+        if missing := here.keys() - state.keys():
+            raise ShardError(f"cannot resume: the state has no {min(missing)}")
         for name in ("manifest", "seed", "global_batch"):
             if state[name] != here[name]:
                 raise ShardError(f"cannot resume: the state has {name}={state[name]}, this loader {here[name]}")
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
-    def _order_seed(self) -> int:
-        generator = clip_generator(self.seed, self.epoch, self.manifest.digest, "order")
-        return int(generator.integers(1 << 63))
+    def _steps(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the rows of every step of an epoch; the last epoch asked for is kept."""
+        if self._dealt is None or self._dealt[0] != epoch:
+            order = clip_generator(self.seed, epoch, self.manifest.digest, "order")
+            steps = deal_rows(self._costs, seed=int(order.integers(1 << 63)), global_batch=self.global_batch)
+            self._dealt = (epoch, steps)
+        return self._dealt[1]
 
     def _batch(self, numbers: NDArray[np.int64]) -> Batch:
         rows = [read_row(self._store, *self._rows[number]) for number in numbers]

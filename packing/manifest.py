@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from packing.errors import ShardError
 from packing.geometry import Patch, Stride
@@ -154,8 +153,17 @@ def open_manifest(url: str) -> tuple[Manifest, str]:
     store = Store(url)
     if store.exists(MANIFEST):
         return Manifest.from_json(store.read(MANIFEST)), url
-    heads: list[Any] = head_names(store)
+    heads = head_names(store)
     if not heads:
         raise ShardError(f"no packed corpus at {url}: neither {MANIFEST} nor packed/ with a finished one")
-    folder = f"{url.rstrip('/')}/packed/{json.loads(store.read(heads[-1]))['fingerprint']}"
+    folder = f"{url.rstrip('/')}/packed/{_fingerprint_of(store, heads[-1])}"
+    if not Store(folder).exists(MANIFEST):
+        raise ShardError(f"{store.path(heads[-1])} names a corpus that has no {MANIFEST}: {folder}")
     return Manifest.from_json(Store(folder).read(MANIFEST)), folder
+
+
+def _fingerprint_of(run: Store, head: str) -> str:
+    try:
+        return str(json.loads(run.read(head))["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{run.path(head)} does not name a packed corpus: {error!r}") from error

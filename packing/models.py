@@ -24,9 +24,8 @@ def pinned(model: str) -> str:
     Raises:
         ModelError: there is no such folder, and the hub knows no such model or cannot be reached.
     """
-    local = Path(model).expanduser()
-    if local.is_dir():
-        return str(local.resolve())
+    if _is_folder(model):
+        return str(Path(model).expanduser().resolve())
     name, revision = _hub_id(model)
     if COMMIT.fullmatch(revision or ""):
         return model
@@ -35,7 +34,7 @@ def pinned(model: str) -> str:
     try:
         return f"{name}@{HfApi().model_info(name, revision=revision).sha}"
     except Exception as error:  # the hub client raises many kinds, all of which mean the same to the user
-        raise ModelError(f"no model folder at {model}, and the hub does not answer for that id: {_reason(error)}") from error
+        raise ModelError(f"no model folder at {model}, and the hub does not answer for that id: {first_line(error)}") from error
 
 
 @cache
@@ -45,9 +44,8 @@ def model_folder(model: str, subfolder: str = "") -> Path:
     Raises:
         ModelError: there is no such folder and no such model on the hub, or it holds no model.
     """
-    local = Path(model).expanduser()
-    if local.is_dir():
-        return _with_config(local.resolve() / subfolder, model)
+    if _is_folder(model):
+        return _with_config(Path(model).expanduser().resolve() / subfolder, model)
     name, revision = _hub_id(model)
     from huggingface_hub import snapshot_download
 
@@ -55,21 +53,20 @@ def model_folder(model: str, subfolder: str = "") -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # as above
-        raise ModelError(f"no model folder at {model}, and the hub does not give that id: {_reason(error)}") from error
+        raise ModelError(f"no model folder at {model}, and the hub does not give that id: {first_line(error)}") from error
     return _with_config(folder / subfolder, model)
 
 
 def model_identity(model: str, subfolder: str = "") -> str:
     """Name the bytes of a pinned model: a hash of a local folder's files, wherever it lies, else id and commit."""
-    if Path(model).expanduser().is_dir():
+    if _is_folder(model):
         return weights_hash(model_folder(model, subfolder))
     return f"{model}/{subfolder}"
 
 
 def model_label(model: str) -> str:
     """Name a pinned model in records: the same on every machine, whatever folder it lies in."""
-    folder = Path(model).expanduser()
-    return f"{folder.name}@{weights_hash(model_folder(model))}" if folder.is_dir() else model
+    return f"{Path(model).name}@{weights_hash(model_folder(model))}" if _is_folder(model) else model
 
 
 @cache
@@ -81,6 +78,10 @@ def weights_hash(folder: Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _is_folder(model: str) -> bool:
+    return bool(model) and Path(model).expanduser().is_dir()
 
 
 def _hub_id(model: str) -> tuple[str, str | None]:
@@ -96,5 +97,6 @@ def _with_config(folder: Path, model: str) -> Path:
     return folder
 
 
-def _reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of a foreign error's message, for one line of our own."""
     return str(error).strip().split("\n", maxsplit=1)[0]

@@ -38,8 +38,9 @@ def plan_rows(
         ValueError: a clip has no tokens or more than `capacity`; the planner never cuts a clip.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    if sizes.size and (sizes.min() < 1 or sizes.max() > capacity):
-        raise ValueError(f"a clip of {sizes.max()} tokens does not fit a row of {capacity}")
+    misfits = sizes[(sizes < 1) | (sizes > capacity)]
+    if misfits.size:
+        raise ValueError(f"a clip of {misfits[0]} tokens does not fit a row of {capacity}")
     order = np.random.Generator(np.random.Philox(seed)).permutation(sizes.size)
     rows: list[list[int]] = []
     waiting: list[int] = []

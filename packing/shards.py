@@ -21,7 +21,7 @@ from torch import Tensor
 
 from packing.errors import ShardError
 from packing.geometry import Patch, token_grid
-from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts
+from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts, open_manifest
 from packing.store import Store
 from packing.tokens import patchify
 
@@ -149,6 +149,9 @@ def write_shards(
         fps: frame rate that the clips were encoded at.
         seed: the seed that was planned with.
         shard_bytes: about how large a shard becomes.
+
+    Raises:
+        ShardError: another corpus lies at `url` already.
     """
     held = list(clips)
     sizes = np.array([_size_bytes(clip) for clip in held], dtype=np.int64)
@@ -168,7 +171,8 @@ def write_shards(
         fingerprints={},
         shards=tuple(entries),
     )
-    store.put_once(MANIFEST, manifest.to_json().encode())
+    if not store.put_once(MANIFEST, manifest.to_json().encode()) and open_manifest(url)[0] != manifest:
+        raise ShardError(f"{url} already holds another packed corpus; write to an empty folder")
     return manifest
 
 
@@ -219,7 +223,7 @@ def pack_row(clips: Sequence[PackedClip], patch: Patch) -> dict[str, Tensor]:
         "latents": torch.cat(tokens).to(torch.float16).contiguous(),
         "cu_seqlens": _offsets([len(part) for part in tokens]),
         "grid": torch.tensor(grids, dtype=torch.int32),
-        "text": torch.cat(features).to(torch.bfloat16).contiguous(),
+        "text": torch.cat(features or [torch.zeros(0, 0)]).to(torch.bfloat16).contiguous(),
         "cu_text": _offsets([len(part) for part in features]),
         "cu_captions": _offsets([len(clip.captions) for clip in clips]),
     }

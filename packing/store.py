@@ -79,8 +79,8 @@ class Store:
 
     def put_once(self, name: str, data: bytes) -> bool:
         """Write `name` unless it is there already; tell whether this call wrote it."""
-        written, _, _ = self.put_stream(lambda _: name, [data])
-        return written
+        with _refusals("write", self.path(name)):
+            return self._put(lambda _: name, [data])[0]
 
     def put_stream(self, name_of: Callable[[str], str], blocks: Iterable[bytes]) -> tuple[bool, str, int]:
         """Write `blocks` under the name that `name_of(sha256 hex)` gives, unless it is there already.
@@ -89,7 +89,7 @@ class Store:
             Whether this call wrote the file, its sha256 in hex, and its size in bytes.
         """
         with _refusals("write", self.url):
-            return self._put_local(name_of, blocks) if self.local_root else self._put_remote(name_of, blocks)
+            return self._put(name_of, blocks)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a view that can be made again, over an older one; readers see either the old or the new bytes."""
@@ -100,6 +100,9 @@ class Store:
             target = self.local_root / name
             temporary, _, _ = _written(target.parent, [data])
             os.replace(temporary, target)
+
+    def _put(self, name_of: Callable[[str], str], blocks: Iterable[bytes]) -> tuple[bool, str, int]:
+        return self._put_local(name_of, blocks) if self.local_root else self._put_remote(name_of, blocks)
 
     def _put_local(self, name_of: Callable[[str], str], blocks: Iterable[bytes]) -> tuple[bool, str, int]:
         assert self.local_root is not None

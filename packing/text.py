@@ -13,9 +13,10 @@ from torch import Tensor
 
 from packing.errors import ModelError
 from packing.manifest import TextEncoderFacts
-from packing.models import model_folder, model_identity, pinned
+from packing.models import first_line, model_folder, model_identity, pinned
 
 Backend = Literal["transformers", "open_clip"]
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 class TextEncoder(Protocol):
@@ -113,10 +114,18 @@ def _load_transformers(model: str, folder: Path, tokenizer: Path) -> tuple[Any, 
         # T5-like checkpoints name the whole model; only their encoder is wanted.
         name = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel"}.get(config.model_type)
         loader = getattr(transformers, name) if name else transformers.AutoModel
-        encoder = loader.from_pretrained(folder, use_safetensors=True)
+        encoder, loading = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
         words = transformers.AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{model} does not load as a text encoder: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # transformers and safetensors raise many kinds for one thing: these files are no such model
+        raise ModelError(f"{model} does not load as a text encoder: {first_line(error)}") from error
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)  # hidden states pass no pooler
+    if missing:  # transformers only warns, and fills them with noise
+        raise ModelError(f"{model} does not load as a text encoder: its weights lack {missing[0]}")
+    if not hasattr(encoder.config, "hidden_size"):
+        raise ModelError(f"{model} does not load as a text encoder: {type(encoder).__name__} is more than one")
+    # Without its files transformers builds an empty tokenizer that turns every word into <unk>.
+    if not any(file for kind in VOCABULARIES for file in tokenizer.glob(kind)):
+        raise ModelError(f"{model} has no tokenizer in {tokenizer}")
     # Some UMT5 checkpoints load with zeroed embeddings and then encode every caption alike.
     if not encoder.get_input_embeddings().weight.abs().sum() > 0:
         raise ModelError(f"{model} loaded with an all-zero embedding table")

@@ -183,6 +183,10 @@ class EmbedConfig:
     device: Device = "auto"
     chunk: int = 64  # clips a part
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.max_tokens > 0, f"embed.max_tokens must be positive, not {self.max_tokens}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:

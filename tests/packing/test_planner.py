@@ -1,0 +1,127 @@
+"""Every clip is in one row, every row within its caps, every row in one step and on one rank."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packing.planner import deal_ranks, deal_rows, plan_rows, straggler_efficiency
+
+CAPACITY = 100
+LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=300)
+COSTS = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200).map(np.array)
+SEEDS = st.integers(0, 1 << 62)
+
+unhurried = settings(deadline=None)
+
+
+@unhurried
+@given(LENGTHS, SEEDS, st.integers(1, 50))
+def test_every_clip_is_in_one_row(lengths: list[int], seed: int, pool: int) -> None:
+    rows = plan_rows(lengths, capacity=CAPACITY, seed=seed, pool=pool)
+    assert sorted(clip for row in rows for clip in row) == list(range(len(lengths)))
+
+
+@unhurried
+@given(LENGTHS, SEEDS, st.integers(1, 50))
+def test_no_row_holds_more_tokens_than_its_capacity(lengths: list[int], seed: int, pool: int) -> None:
+    rows = plan_rows(lengths, capacity=CAPACITY, seed=seed, pool=pool)
+    assert all(0 < sum(lengths[clip] for clip in row) <= CAPACITY for row in rows)
+
+
+@unhurried
+@given(st.lists(st.integers(1, 10), max_size=200), SEEDS, st.integers(1, 8))
+def test_no_row_holds_more_segments_than_allowed(lengths: list[int], seed: int, most: int) -> None:
+    rows = plan_rows(lengths, capacity=CAPACITY, seed=seed, max_segments=most)
+    assert all(1 <= len(row) <= most for row in rows)
+
+
+@unhurried
+@given(LENGTHS, SEEDS)
+def test_a_plan_is_the_same_for_the_same_seed(lengths: list[int], seed: int) -> None:
+    first, second = (plan_rows(lengths, capacity=CAPACITY, seed=seed) for _ in range(2))
+    assert [row.tolist() for row in first] == [row.tolist() for row in second]
+
+
+def test_another_seed_gives_another_plan(lengths: np.ndarray) -> None:
+    first, second = (plan_rows(lengths, capacity=36_864, seed=seed) for seed in (0, 1))
+    assert [row.tolist() for row in first] != [row.tolist() for row in second]
+
+
+@pytest.mark.parametrize("length", [0, -1, CAPACITY + 1])
+def test_a_clip_that_does_not_fit_a_row_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"{length} tokens"):
+        plan_rows([5, length, 7], capacity=CAPACITY)
+
+
+def test_no_clips_make_no_rows() -> None:
+    assert plan_rows([], capacity=CAPACITY) == []
+
+
+@pytest.mark.parametrize("pool", [512, 4096])
+def test_a_mixed_corpus_fills_its_rows(lengths: np.ndarray, pool: int) -> None:
+    rows = plan_rows(lengths, capacity=36_864, pool=pool)
+    assert lengths.sum() / (len(rows) * 36_864) >= 0.99
+
+
+@unhurried
+@given(COSTS, SEEDS, st.integers(1, 9))
+def test_every_row_is_in_one_step(costs: np.ndarray, seed: int, global_batch: int) -> None:
+    steps = deal_rows(costs, seed=seed, global_batch=global_batch)
+    assert sorted(row for step in steps for row in step) == list(range(len(costs)))
+
+
+@unhurried
+@given(COSTS, SEEDS, st.integers(1, 9))
+def test_all_steps_but_one_are_full(costs: np.ndarray, seed: int, global_batch: int) -> None:
+    sizes = sorted(len(step) for step in deal_rows(costs, seed=seed, global_batch=global_batch))
+    assert set(sizes[1:]) <= {global_batch}
+    assert 0 < sizes[0] <= global_batch
+
+
+def test_rows_of_a_step_cost_alike() -> None:
+    costs = np.random.default_rng(0).lognormal(size=320)
+    spread = [np.ptp(costs[step]) for step in deal_rows(costs, seed=0, global_batch=10)]
+    assert np.mean(spread) < 0.1 * np.ptp(costs)
+
+
+def test_another_seed_deals_rows_in_another_order() -> None:
+    costs = np.ones(50)
+    first, second = (np.concatenate(deal_rows(costs, seed=seed, global_batch=4)).tolist() for seed in (0, 1))
+    assert first != second
+
+
+@unhurried
+@given(COSTS, st.integers(1, 40))
+def test_the_ranks_of_any_world_share_out_a_step(costs: np.ndarray, world_size: int) -> None:
+    shares = deal_ranks(np.arange(len(costs)), costs, world_size)
+    assert len(shares) == world_size
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(costs)))
+
+
+@unhurried
+@given(COSTS, st.integers(1, 40))
+def test_no_rank_has_two_rows_more_than_another(costs: np.ndarray, world_size: int) -> None:
+    sizes = [len(share) for share in deal_ranks(np.arange(len(costs)), costs, world_size)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@unhurried
+@given(COSTS, st.integers(1, 40), SEEDS)
+def test_straggler_efficiency_is_a_share(costs: np.ndarray, world_size: int, seed: int) -> None:
+    assert 0 <= straggler_efficiency(costs, world_size=world_size, seed=seed) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 64])
+def test_ranks_of_equal_cost_wait_for_none(world_size: int) -> None:
+    assert straggler_efficiency(np.full(200, 7.0), world_size=world_size) == pytest.approx(1.0)
+
+
+def test_fewer_rows_than_ranks_have_no_efficiency() -> None:
+    assert straggler_efficiency(np.ones(3), world_size=4) == 0.0
+
+
+def test_sorting_by_cost_balances_ranks_better_than_chance() -> None:
+    costs = np.random.default_rng(0).lognormal(size=2048)
+    by_chance = costs.reshape(-1, 64)
+    assert straggler_efficiency(costs, world_size=64) > 2 * by_chance.mean(axis=1).sum() / by_chance.max(axis=1).sum()
