@@ -1,10 +1,13 @@
 """The front door: assembles the commands of the packages, each imported only when it is called."""
 
+import os
 import sys
 from importlib import import_module
 
 import click
 
+# The model libraries' own bars and advice would run into our output; what a user has set stays.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 COMMANDS = {
     "demo": "demo.cli:demo",
     "ingest": "pipeline.cli:ingest",
@@ -45,6 +48,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     from packing.errors import ClipmillError
 
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         cli()
     except ClipmillError as error:

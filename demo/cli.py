@@ -1,5 +1,6 @@
 """`clipmill demo`: the whole path on a laptop, from generated videos to a sampled one."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,9 +20,7 @@ def demo(folder: Path, overrides: tuple[str, ...]) -> None:
     """
     from demo.tiny_models import make_tiny_models
     from demo.videos import make_videos
-    from pipeline.cli import quiet_libraries
 
-    quiet_libraries()
     started = time.monotonic()
     click.echo("Tiny UNTRAINED models of the real classes: captions, scores and samples are noise, the path is real.", err=True)
     _title("videos and models")
@@ -56,7 +55,7 @@ def _clipmill(*arguments: str) -> None:
     """Run one command as the command line would, showing it, so that a newcomer can copy it."""
     from clipmill import cli
 
-    click.echo(f"$ clipmill {' '.join(arguments)}", err=True)
+    click.echo(f"$ {shlex.join(['clipmill', *arguments])}", err=True)
     try:
         cli.main(list(arguments), standalone_mode=False)
     except SystemExit as end:  # verify tells with its exit code

@@ -31,7 +31,6 @@ def ingest(config: str, overrides: tuple[str, ...]) -> None:
     from pipeline.config import load_run_config
     from pipeline.ingest import ingest as run_ingest
 
-    quiet_libraries()
     _show_work(run_ingest(load_run_config(config, overrides), console=_stderr()))
 
 
@@ -146,7 +145,6 @@ def retry(run: str) -> None:
     from pipeline.ingest import ingest as run_ingest
     from pipeline.job import open_job
 
-    quiet_libraries()
     _show_work(run_ingest(open_job(run).config, retry=True, console=_stderr()))
 
 
@@ -215,16 +213,3 @@ def _stdout() -> Console:
 
 def _stderr() -> Console:
     return Console(stderr=True)
-
-
-def quiet_libraries() -> None:
-    """Keep the model libraries' own progress bars and advice off the terminal."""
-    import logging
-    import warnings
-
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)

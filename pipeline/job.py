@@ -6,9 +6,9 @@ Results are filed under it, so a changed setting finds its old results when it i
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from packing.clip import pinned_clip
 from packing.config import dump_config
@@ -74,7 +74,7 @@ def digest(value: object) -> str:
 
 def absolute(url: str) -> str:
     """Write a local path so that it means the same from every folder; leave URLs."""
-    return url if not url or "://" in url else str(Path(url).expanduser().absolute())
+    return url if not url or "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def save_job(job: Job) -> None:

@@ -64,7 +64,7 @@ def sample(checkpoint: Path, prompt: str, out: Path, size: str, seconds: float, 
     shape = snap_shape(manifest, height_px=height_px, width_px=width_px, seconds=seconds)
     made = f"{shape.width_px}x{shape.height_px}, {shape.frames} frames at {manifest.fps:g} fps"
     if (shape.width_px, shape.height_px, shape.frames) != (width_px, height_px, round(seconds * manifest.fps)):
-        click.echo(f"{size} for {seconds:g} s is not on the model's grid: making {made}", err=True)
+        click.echo(f"the nearest to {size} for {seconds:g} s that the model can make: {made}", err=True)
     frames = sample_video(
         folder,
         prompt,
