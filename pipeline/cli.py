@@ -64,9 +64,11 @@ def plan(config: str, overrides: tuple[str, ...], json_: bool) -> None:
         f"{facts['sources']} sources ({facts['bytes'] / 1e6:.1f} MB, {facts['sources_with_text']} with text) "
         f"in {facts['partitions']} partitions -> {facts['run']} (runner={facts['runner']})"
     )
-    table = Table("stage", "fingerprint", "model", "cpus", "gpus", "workers", "clips a part")
+    table = Table("stage", "results in", "model", "cpus", "gpus", "workers", "a part")
     for stage, of in facts["stages"].items():
-        table.add_row(stage, *(str(of[name]) for name in ("fingerprint", "model", "cpus", "gpus", "workers", "chunk")))
+        place, model = of["fingerprint"][:8] + "…", of["model"].removeprefix("local-dir:")
+        model = model if "@" in model or ":" in model else "/".join(model.split("/")[-3:])
+        table.add_row(stage, place, model, *(str(of[name]) for name in ("cpus", "gpus", "workers", "chunk")))
     _stdout().print(table)
 
 
@@ -160,13 +162,15 @@ def _repacked(run: str, overrides: tuple[str, ...]) -> "Job":
 
 def _stage_facts(job: "Job", stage: str) -> dict[str, Any]:
     config = job.config
-    resources = config.resources_of(stage)
+    shared = config.ray.shared_workers if config.runner == "ray" else 0
+    resources = config.resources_of("shared" if shared else stage)
+    workers = f"{shared} for all" if shared else f"{resources.min_workers}-{resources.max_workers}"
     return {
         "fingerprint": job.fingerprints[stage],
         "model": getattr(getattr(config, stage), "model", ""),
         "cpus": resources.cpus,
         "gpus": resources.gpus,
-        "workers": f"{resources.min_workers}-{resources.max_workers}",
+        "workers": workers if config.runner == "ray" else "this process",
         "chunk": getattr(config, stage).chunk,
     }
 
