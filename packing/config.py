@@ -36,6 +36,8 @@ def dump_config(config: object) -> str:
 
 def _built(cls: type[Config], merged: Any) -> Config:
     try:
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(f"missing: {', '.join(missing)}; give each in the config, or as key=value")
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
@@ -46,7 +48,7 @@ def _built(cls: type[Config], merged: Any) -> Config:
 def _merged(base: Any, layer: Any, origin: str) -> Any:
     try:
         return OmegaConf.merge(base, layer)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a key into a list
         raise ConfigError(f"{origin}: {_one_line(error)}") from error
 
 
@@ -78,7 +80,7 @@ def _dotlist(overrides: Sequence[str]) -> Any:
         raise ConfigError(f"command line: {_first_line(error)}") from error
 
 
-def _one_line(error: OmegaConfBaseException) -> str:
+def _one_line(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     message = _first_line(error)
     return message if not key or str(key) in message else f"{key}: {message}"

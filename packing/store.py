@@ -68,6 +68,13 @@ class Store:
             while block := file.read(size):
                 yield block
 
+    def sha256(self, name: str) -> str:
+        """Hash all bytes of `name`, in hex."""
+        digest = hashlib.sha256()
+        for block in self.chunks(name):
+            digest.update(block)
+        return digest.hexdigest()
+
     def list(self, folder: str) -> list[str]:
         """Name all files under `folder`, sorted; temporary files of writers are not among them."""
         fs, root = self._place

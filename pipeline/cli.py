@@ -110,10 +110,9 @@ def stats(shards: str, json_: bool) -> None:
 def verify(run: str, json_: bool) -> None:
     """Check every invariant and checksum of a run; exit with 1 and a named culprit when one breaks."""
     from pipeline.job import open_job
-    from pipeline.ledger import Ledger
     from pipeline.verify import verify as run_verify
 
-    report = run_verify(Ledger(open_job(run)))
+    report = run_verify(open_job(run))
     if json_:
         click.echo(json.dumps(report, indent=1))
     else:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from packing.config import load_config
-from packing.errors import ConfigError
 from pipeline.measures import MEASURES
 from recaption import PROMPTS, Prompt
 
@@ -27,12 +26,17 @@ def _check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_positive(section: str, config: object, *names: str) -> None:
+    for name in names:
+        _check(getattr(config, name) > 0, f"{section}.{name} must be positive, not {getattr(config, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
     """What goes in: files, folders, globs or tables on any fsspec URL, and texts for them."""
 
     uri: Any = MISSING  # one, or a list; a csv, jsonl or parquet table with a `uri` column lists more
-    text: str = ""  # a table whose `uri` or `file` column names sources and whose other columns are their texts
+    text: str | None = None  # a table whose `uri` or `file` column names sources and whose other columns are their texts
     partition_size: int = 16  # sources
 
     def __post_init__(self) -> None:
@@ -63,12 +67,11 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.threshold > 0, f"split.threshold must be positive, not {self.threshold}")
+        _check_positive("split", self, "threshold", "frames_per_clip", "max_pixels", "timeout_s", "memory_mb", "decode_threads")
+        _check_positive("split", self, "chunk")
         _check(self.min_shot_frames >= 4, f"split.min_shot_frames must be at least 4, not {self.min_shot_frames}")
         _check(0 <= self.min_clip_s < self.max_clip_s, "split.min_clip_s must be below split.max_clip_s")
-        _check(self.frames_per_clip > 0, f"split.frames_per_clip must be positive, not {self.frames_per_clip}")
         _check(self.frame_side_px >= 16, f"split.frame_side_px must be at least 16, not {self.frame_side_px}")
-        _check(self.chunk > 0, f"split.chunk must be positive, not {self.chunk}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,10 @@ class ScoreConfig:
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     device: Device = "auto"
     chunk: int = 64  # clips a part
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_positive("score", self, "chunk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +148,7 @@ class RecaptionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.batch > 0, f"recaption.batch must be positive, not {self.batch}")
+        _check_positive("recaption", self, "batch", "chunk")
 
     @property
     def asked(self) -> list[Prompt]:
@@ -166,9 +173,8 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.fps > 0, f"encode.fps must be positive, not {self.fps}")
-        _check(self.max_frames > 0, f"encode.max_frames must be positive, not {self.max_frames}")
-        _check(self.max_pixels > 0, f"encode.max_pixels must be positive, not {self.max_pixels}")
+        _check(0 < self.fps <= 1000, f"encode.fps must be positive and at most 1000, not {self.fps}")
+        _check_positive("encode", self, "max_frames", "max_pixels", "chunk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +191,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.max_tokens > 0, f"embed.max_tokens must be positive, not {self.max_tokens}")
+        _check_positive("embed", self, "max_tokens", "chunk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +206,9 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.length > 0, f"pack.length must be positive, not {self.length}")
+        _check_positive("pack", self, "length", "max_segments", "shard_mb")
         _check(len(self.patch) == 3 and all(side > 0 for side in self.patch), "pack.patch is three positive numbers")
         object.__setattr__(self, "patch", tuple(self.patch))  # a list, as it comes out of YAML
-        _check(self.shard_mb > 0, f"pack.shard_mb must be positive, not {self.shard_mb}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +234,10 @@ class RayConfig:
     cpus: int | None = None  # logical, when Ray is started here
     gpus: int | None = None  # logical, when Ray is started here
     shared_workers: int = 0  # if positive: that many workers, each for all stages; a small job is mostly worker start-up
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.shared_workers >= 0, f"ray.shared_workers is not negative, not {self.shared_workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,16 +284,4 @@ def load_run_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfi
     Raises:
         ConfigError: with the key and the nearest valid one.
     """
-    config = load_config(RunConfig, path, overrides)
-    required = {
-        "run": config.run,
-        "input.uri": config.input.uri,
-        "score.model": config.score.model,
-        "recaption.model": config.recaption.model,
-        "encode.model": config.encode.model,
-        "embed.model": config.embed.model,
-    }
-    for key, value in required.items():
-        if value == MISSING:
-            raise ConfigError(f"{key} is missing: give it in the config or as {key}=…")
-    return config
+    return load_config(RunConfig, path, overrides)

@@ -48,7 +48,7 @@ def make_job(config: RunConfig, *, retry: bool = False) -> Job:
     resolved = replace(
         config,
         run=absolute(config.run),
-        input=replace(config.input, uri=[absolute(uri) for uri in config.input.uris], text=absolute(config.input.text)),
+        input=replace(config.input, uri=[absolute(uri) for uri in config.input.uris], text=absolute(config.input.text or "")),
         score=replace(config.score, model=pinned_clip(config.score.model)),
         recaption=replace(config.recaption, model=pinned(config.recaption.model)),
         encode=replace(config.encode, model=pinned(config.encode.model)),

@@ -62,7 +62,8 @@ class Clip:
 class SplitResult:
     """What one decode pass found out about a source; the time of every frame is a tensor `times_s` [frames] beside.
 
-    The sampled frames of each clip, uint8 [F, Y, X, 3], are a tensor named by its clip id.
+    The sampled frames of each clip, uint8 [F, Y, X, 3], are a tensor named by its clip id. `quirks` name what keeps decord from
+    reading the file as PyAV does.
     """
 
     source_id: str
@@ -74,6 +75,7 @@ class SplitResult:
     fps: float
     frames: int
     duration_s: float
+    quirks: tuple[str, ...]
     clips: tuple[Clip, ...]
 
 

@@ -17,10 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from packing.errors import StoreError
 from packing.store import Store
 from pipeline.records import Failure, Outcome
-from pipeline.tables import from_parquet, to_parquet
+from pipeline.tables import from_parquet, parquet_notes, to_parquet
 
+TENSORS = "tensors_sha256"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 
 
@@ -54,18 +56,45 @@ class StageResults:
         """Commit one part; tell its name."""
         keys = "\n".join(f"{outcome.key} {outcome.attempt}" for outcome in outcomes)
         name = f"{self.folder}/{partition}-{hashlib.sha256(keys.encode()).hexdigest()[:16]}"
-        tensors = {f"{o.key}/{label}": tensor.contiguous() for o in outcomes for label, tensor in o.tensors.items()}
-        if tensors:
-            self.store.put_once(f"{name}.safetensors", safetensors.torch.save(tensors))
+        # Copies, since a safetensors file refuses tensors that share memory.
+        tensors = {
+            f"{o.key}/{label}": tensor.clone(memory_format=torch.contiguous_format)
+            for o in outcomes
+            for label, tensor in o.tensors.items()
+        }
+        notes = {TENSORS: self._put_tensors(f"{name}.safetensors", tensors)} if tensors else {}
         kind = _row_type(self.value_type)
         rows = [kind(key=o.key, attempt=o.attempt, failure=o.failure, value=o.value) for o in outcomes]
-        self.store.put_once(f"{name}.parquet", to_parquet(rows, kind))
+        self.store.put_once(f"{name}.parquet", to_parquet(rows, kind, notes))
         return f"{name}.parquet"
 
+    def damage(self, part: str) -> str | None:
+        """Tell what is wrong with the tensors of a part, if anything is."""
+        expected = parquet_notes(self.store.read(part)).get(TENSORS)
+        name = tensor_file(part)
+        if expected is None:
+            return None
+        if not self.store.exists(name):
+            return f"{name} is missing"
+        return None if self.store.sha256(name) == expected else f"{name} is damaged (sha256 differs)"
+
+    def _put_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
+        """Write tensors unless another worker has; return the sha256 of what is there."""
+        data = safetensors.torch.save(tensors)
+        return hashlib.sha256(data).hexdigest() if self.store.put_once(name, data) else self.store.sha256(name)
+
     def read(self, parts: Iterable[str]) -> Iterator[tuple[str, Outcome[Any]]]:
-        """Read the outcomes of parts, each with the name of its part; their tensors stay on disk."""
+        """Read the outcomes of parts, each with the name of its part; their tensors stay on disk.
+
+        Raises:
+            StoreError: a part is damaged, or another version of clipmill wrote it.
+        """
         for part in parts:
-            for row in from_parquet(self.store.read(part), _row_type(self.value_type)):
+            try:
+                rows = from_parquet(self.store.read(part), _row_type(self.value_type))
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{self.store.path(part)} is damaged: {error}") from error
+            for row in rows:
                 yield part, Outcome(key=row.key, attempt=row.attempt, failure=row.failure, value=row.value)
 
 

@@ -7,6 +7,7 @@ unpickled). A crash, a hang or a bomb ends the child and is told as a failure; t
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -95,6 +96,8 @@ class Sandbox:
         self._server = self._socket = None
 
     def _channel(self) -> socket.socket:
+        if self._server and self._server.poll() is not None:
+            self.close()  # it died between two calls
         if self._socket is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             # One thread each: these libraries start threads at import, and a fork must find the server with one.
@@ -126,7 +129,7 @@ def _read_all(reading: int, pid: int, wall_s: float) -> tuple[bytearray, bool]:
 
 def _result(answer: bytearray, timed_out: bool, status: int, limits: Limits) -> tuple[dict[str, Any], Arrays]:
     if timed_out or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU)):
-        raise DecodeError("timeout", f"decoding took longer than {limits.wall_s:.0f} s")
+        raise DecodeError("timeout", f"decoding took longer than {limits.wall_s:g} s")
     if os.WIFSIGNALED(status):
         raise DecodeError("decoder_crash", f"the decoder died of signal {os.WTERMSIG(status)}")
     if status != 0 or len(answer) < 4:
@@ -179,13 +182,13 @@ def _tasks() -> dict[str, tuple[Callable[..., Any], type[Any]]]:
     import av.logging
     import cv2
 
-    from pipeline import media
+    from pipeline import scan, spans
 
     av.logging.set_level(None)
     cv2.setNumThreads(0)
     with contextlib.suppress(ImportError):
         import decord  # noqa: F401  (loaded here once, so that children find it warm)
-    return {"scan": (media.scan, media.ScanOptions), "read_span": (media.read_span, media.Span)}
+    return {"scan": (scan.scan, scan.ScanOptions), "read_span": (spans.read_span, spans.Span)}
 
 
 def _child(tasks: dict[str, tuple[Callable[..., Any], type[Any]]], request: dict[str, Any], file: int, answer: int) -> None:
@@ -214,7 +217,9 @@ def _answer(function: Callable[..., Any], kind: type[Any], source: BinaryIO, opt
     except MemoryError:
         failure = {"error": "memory", "message": "decoding needs more memory than is allowed"}
     except OSError as error:
-        failure = {"error": "io", "message": str(error)}
+        # Threads that find no room for their stacks say EAGAIN.
+        short = error.errno in (errno.ENOMEM, errno.EAGAIN)
+        failure = {"error": "memory" if short else "io", "message": str(error)}
     except Exception as error:  # foreign decoders raise anything; the parent shall know what
         failure = {"error": "decoder_crash", "message": f"{type(error).__name__}: {error}"}
     return _packed({"failure": failure}, {})

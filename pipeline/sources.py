@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -21,12 +22,13 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow.parquet as pq
 
-from packing.errors import InputError
+from packing.errors import ClipmillError, InputError, StoreError
 from packing.store import Store
 from pipeline.config import InputConfig
 from pipeline.records import Partition, Source
 from pipeline.tables import from_plain
 
+csv.field_size_limit(1 << 30)  # titles are cut later; one long title must not refuse the table
 TABLES = (".csv", ".jsonl", ".parquet")
 TEXT_LIMIT = 10_000  # characters of one text field
 
@@ -68,25 +70,24 @@ def extend_plan(store: Store, sources: Sequence[Source], partition_size: int) ->
         Partition(id=f"{number:03d}-{index:05d}", sources=tuple(new[start : start + partition_size]))
         for index, start in enumerate(range(0, len(new), partition_size))
     ]
-    body = {"partitions": [asdict(partition) for partition in added]}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    store.put_once(f"plan/{number:03d}.json", json.dumps({"hash": digest, **body}, indent=1, sort_keys=True).encode())
+    body = [asdict(partition) for partition in added]
+    whole = {"hash": _body_hash(body), "partitions": body}
+    store.put_once(f"plan/{number:03d}.json", json.dumps(whole, indent=1, sort_keys=True).encode())
     return read_plan(store)
 
 
 def read_plan(store: Store) -> list[Partition]:
-    """Read the partitions of all parts of a run's plan, in order."""
-    return [
-        from_plain(Partition, partition)
-        for name in _plan_parts(store)
-        for partition in json.loads(store.read(name))["partitions"]
-    ]
+    """Read the partitions of all parts of a run's plan, in order.
+
+    Raises:
+        StoreError: a part of the plan is damaged.
+    """
+    return [from_plain(Partition, partition) for name in _plan_parts(store) for partition in _plan_part(store, name)[1]]
 
 
 def plan_hash(store: Store) -> str:
     """Hash the whole plan of a run, as its parts hash themselves."""
-    hashes = [json.loads(store.read(name))["hash"] for name in _plan_parts(store)]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return hashlib.sha256("".join(_plan_part(store, name)[0] for name in _plan_parts(store)).encode()).hexdigest()
 
 
 def clean_text(text: str) -> str:
@@ -122,7 +123,7 @@ class SourceFiles:
 
 def _opened(source: Source) -> BinaryIO:
     try:
-        fs, path = fsspec.core.url_to_fs(source.uri)
+        fs, path = _place(source.uri)
         file = _local(path) if _is_local(fs) else _copied(fs, path)
     except (OSError, ValueError) as error:
         raise SourceError("io", f"cannot read it: {error}") from error
@@ -147,11 +148,36 @@ def _copied(fs: Any, path: str) -> BinaryIO:
     with fs.open(path, "rb") as remote:
         shutil.copyfileobj(remote, copy, 1 << 22)
     copy.flush()
+    copy.seek(0)
     return copy
 
 
 def _plan_parts(store: Store) -> list[str]:
     return [name for name in store.list("plan") if name.endswith(".json")]
+
+
+def _plan_part(store: Store, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the hash and the partitions of one part of a plan, checked against each other."""
+    try:
+        part = json.loads(store.read(name))
+        if part["hash"] != _body_hash(part["partitions"]):
+            raise ValueError("its hash is not that of its partitions")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{store.path(name)} is damaged: {error}") from error
+    return part["hash"], part["partitions"]
+
+
+def _body_hash(partitions: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(partitions, sort_keys=True).encode()).hexdigest()
+
+
+def _place(url: str) -> tuple[Any, str]:
+    """Return the file system and path of a URL; in a local path `::` is part of a name and not a chain of URLs."""
+    if "://" in url.removeprefix("file://"):
+        place: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return place
+    fs = fsspec.filesystem("file")
+    return fs, fs._strip_protocol(url)
 
 
 def _is_local(fs: Any) -> bool:
@@ -161,12 +187,13 @@ def _is_local(fs: Any) -> bool:
 def _expanded(uri: str) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield (root, path, texts) for every file that one input names; root is the folder that relative names start at."""
     with _missing(uri):
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = _place(uri)
         if any(mark in path for mark in "*?[") and not fs.exists(path):
             found = [name for name in fs.glob(path) if not fs.isdir(name)]
             if not found:
                 raise InputError(f"no file matches {uri}")
-            yield from ((path.rsplit("/", 1)[0], fs.unstrip_protocol(name), {}) for name in found)
+            root = re.split(r"/[^/]*[*?[]", path, maxsplit=1)[0]
+            yield from ((root, fs.unstrip_protocol(name), {}) for name in found)
         elif fs.isdir(path):
             yield from ((path, fs.unstrip_protocol(name), {}) for name in fs.find(path) if not _hidden(name, path))
         elif fs.exists(path) and path.lower().endswith(TABLES):
@@ -183,16 +210,16 @@ def _table_sources(uri: str, root: str) -> Iterator[tuple[str, str, dict[str, st
             raise InputError(f"{uri} has no column `uri`; its columns are {', '.join(row)}")
         target = row.pop("uri")
         absolute = target if "://" in target or target.startswith("/") else f"{root}/{target}"
-        fs, path = fsspec.core.url_to_fs(absolute)
+        fs, path = _place(absolute)
         yield root, fs.unstrip_protocol(path), row
 
 
 def _source(url: str, text: dict[str, str]) -> Source:
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = _place(url)
     uri = path if _is_local(fs) else url
     try:
         info = fs.info(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         info = {}  # a listed file that is not there is a source with a fate, not the end of the job
     size = int(info.get("size") or 0)
     etag = str(info.get("ETag") or info.get("etag") or info.get("mtime") or "")
@@ -202,9 +229,9 @@ def _source(url: str, text: dict[str, str]) -> Source:
 
 
 class _Texts:
-    """Texts for sources from a table, looked up by URI, by path below the input's root, or by file name."""
+    """Texts for sources from a table, looked up by URI or by path below the input's root."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str | None) -> None:
         self._of: dict[str, dict[str, str]] = {}
         for row in _read_table(uri) if uri else ():
             names = [column for column in ("uri", "file") if column in row]
@@ -213,7 +240,7 @@ class _Texts:
             self._of[row[names[0]]] = {column: value for column, value in row.items() if column not in ("uri", "file")}
 
     def of(self, url: str, root: str) -> dict[str, str]:
-        path = fsspec.core.url_to_fs(url)[1]
+        path = _place(url)[1]
         for name in (url, path, path.removeprefix(f"{root}/")):
             if name in self._of:
                 return self._of[name]
@@ -231,6 +258,8 @@ def _read_table(uri: str) -> Iterable[dict[str, str]]:
             rows = pq.read_table(io.BytesIO(data)).to_pylist()
         elif uri.lower().endswith(".jsonl"):
             rows = [json.loads(line) for line in data.decode("utf-8", errors="replace").splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is not an object")
         else:
             rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="replace"))))
     except (ValueError, csv.Error) as error:
@@ -242,7 +271,9 @@ def _read_table(uri: str) -> Iterable[dict[str, str]]:
 def _missing(uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except ClipmillError:
+        raise
+    except Exception as error:  # every file system raises its own kinds (no credentials, no bucket …)
         raise InputError(f"cannot read {uri}: {error}") from error
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -37,11 +37,11 @@ def arrow_schema(kind: type[Any]) -> pa.Schema:
     return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in get_type_hints(kind).items()])
 
 
-def to_parquet(records: Iterable[Any], kind: type[Any]) -> bytes:
-    """Write records of one dataclass as Parquet; equal records give equal bytes."""
-    table = pa.Table.from_pylist([_plain(record) for record in records], schema=arrow_schema(kind))
+def to_parquet(records: Iterable[Any], kind: type[Any], notes: Mapping[str, str] | None = None) -> bytes:
+    """Write records of one dataclass as Parquet, with notes in its metadata; equal records and notes give equal bytes."""
+    table = pa.Table.from_pylist([_plain(record) for record in records], schema=arrow_schema(kind).with_metadata(notes))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -51,10 +51,16 @@ def from_parquet(data: bytes, kind: type[Record]) -> list[Record]:
     Raises:
         StoreError: the bytes hold records of another shape, as another version of clipmill writes them.
     """
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     if table.schema != arrow_schema(kind):
         raise StoreError("a results part has other columns: another version of clipmill wrote it")
     return [_record(kind, row) for row in table.to_pylist()]
+
+
+def parquet_notes(data: bytes) -> dict[str, str]:
+    """Read the notes that `to_parquet` was given."""
+    metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
 def from_plain(kind: type[Record], value: dict[str, Any]) -> Record:

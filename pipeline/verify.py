@@ -1,27 +1,32 @@
 """Verify a run: every source and clip has one fate, the packed set is what the shards hold, and every byte is as recorded."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from packing.errors import ShardError
+from packing.errors import ShardError, StoreError
 from packing.manifest import Manifest, ShardEntry, open_manifest
 from packing.shards import read_index, read_row
 from packing.store import Store
+from pipeline.job import Job
 from pipeline.ledger import Ledger, packed_clip_ids
 
 
-def verify(ledger: Ledger) -> dict[str, Any]:
+def verify(job: Job) -> dict[str, Any]:
     """Check every invariant and checksum of a run.
 
     Returns:
         ok, sources (planned), clips (cut), packed, rejected and failed (clips), failed_sources, and violations, each one line
         that names its culprit. For a whole run, clips = packed + rejected + failed.
     """
+    try:
+        ledger = Ledger(job)
+    except StoreError as error:  # nothing can be counted over results that cannot be read
+        counts = dict.fromkeys(("sources", "clips", "packed", "rejected", "failed", "failed_sources"), 0)
+        return {"ok": False, **counts, "violations": [str(error)]}
     fates = list(ledger.fates())
     ready = {clip.clip_id for clip, fate in fates if fate.ready}
-    violations = [*_sources(ledger), *_waiting(ledger)]
+    violations = [*_sources(ledger), *_waiting(ledger), *_damaged_parts(ledger)]
     packed: set[str] = set()
     try:
         if found := packed_clip_ids(ledger.job.store):
@@ -56,6 +61,11 @@ def _waiting(ledger: Ledger) -> Iterator[str]:
             yield f"clip {clip.clip_id} has no fate: it waits for {fate.stage}"
 
 
+def _damaged_parts(ledger: Ledger) -> Iterator[str]:
+    for outcomes in ledger.outcomes.values():
+        yield from (damage for part in outcomes.results.parts() if (damage := outcomes.results.damage(part)))
+
+
 def _same_clips(ready: set[str], packed: set[str]) -> Iterator[str]:
     yield from (f"clip {clip_id} is ready and in no shard of the newest manifest" for clip_id in sorted(ready - packed))
     yield from (f"clip {clip_id} is packed and should not be" for clip_id in sorted(packed - ready))
@@ -78,10 +88,7 @@ def _shard(store: Store, entry: ShardEntry, seen: Counter[str], length: int) -> 
     if not store.exists(entry.name):
         yield f"shard {entry.name} is missing"
         return
-    digest = hashlib.sha256()
-    for block in store.chunks(entry.name):
-        digest.update(block)
-    if digest.hexdigest() != entry.sha256:
+    if store.sha256(entry.name) != entry.sha256:
         yield f"shard {entry.name} is damaged: its sha256 is not the manifest's"
         return
     rows = read_index(store, entry)

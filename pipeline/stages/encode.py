@@ -15,10 +15,10 @@ from packing.geometry import Fit, Patch, fit_frame, legal_frames
 from packing.models import model_identity
 from pipeline.config import EncodeConfig, RunConfig
 from pipeline.decoder import Decoder
-from pipeline.media import Span
 from pipeline.records import Clip, EncodeResult, Outcome, Source, SplitResult, failed
 from pipeline.sandbox import Limits
 from pipeline.sources import SourceError
+from pipeline.spans import Span
 from pipeline.stage import PartitionView, Stage, torch_device
 from pipeline.stages.split import decode_limits
 
@@ -185,4 +185,4 @@ def nearest_frames(times_s: NDArray[np.float64], clip: Clip, wanted: Sequence[fl
 def suits_decord(split: SplitResult) -> bool:
     """Tell whether decord reads this kind of file as PyAV does."""
     eight_bit = not any(depth in split.pixel_format for depth in ("10", "12", "16"))
-    return split.container in DECORD_CONTAINERS and split.codec in DECORD_CODECS and eight_bit
+    return not split.quirks and split.container in DECORD_CONTAINERS and split.codec in DECORD_CODECS and eight_bit

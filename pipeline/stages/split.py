@@ -11,9 +11,9 @@ import torch
 from pipeline.config import RunConfig, SplitConfig
 from pipeline.decoder import Decoder
 from pipeline.measures import MEASURES
-from pipeline.media import ScanOptions
 from pipeline.records import Clip, Outcome, Source, SplitResult, failed
 from pipeline.sandbox import Arrays, Limits
+from pipeline.scan import ScanOptions
 from pipeline.sources import SourceError
 from pipeline.stage import PartitionView, Stage
 
@@ -66,7 +66,7 @@ class Split(Stage[Source, SplitResult]):
         names = {str(i): clip.clip_id for i, clip in enumerate(clips)}
         return Outcome(
             key=source.key,
-            value=SplitResult(**{**facts, "clips": clips}),
+            value=SplitResult(**{**facts, "clips": clips, "quirks": tuple(facts["quirks"])}),
             tensors={names.get(name, name): torch.from_numpy(array.copy()) for name, array in arrays.items()},
         )
 

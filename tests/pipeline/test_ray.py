@@ -1,0 +1,37 @@
+"""The Ray runner gives the shards of the local one, byte by byte, however its workers are pooled."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packing.manifest import open_manifest
+from pipeline.ingest import IngestReport
+from pipeline.job import open_job
+from pipeline.verify import verify
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+POOLS = [f"resources.{stage}.cpus=0.1" for stage in ("split", "score", "recaption", "encode", "embed", "pack")]
+
+
+@pytest.mark.parametrize(
+    "placing", [["ray.shared_workers=1"], ["ray.shared_workers=0", *POOLS]], ids=["one worker for all", "a pool for each stage"]
+)
+def test_ray_writes_the_shards_of_the_local_runner(
+    settings: Callable[..., list[str]], finished: tuple[Path, IngestReport], tmp_path: Path, placing: list[str]
+) -> None:
+    run = tmp_path / "run"
+    overrides = settings(run, "runner=ray", "ray.cpus=2", *placing)
+    command = [sys.executable, "-m", "clipmill", "ingest", str(ROOT / "configs/tiny.yaml"), *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    assert done.returncode == 0, done.stderr
+    theirs, ours = open_manifest(str(run)), open_manifest(str(finished[0]))
+    assert [shard.sha256 for shard in theirs[0].shards] == [shard.sha256 for shard in ours[0].shards]
+    assert theirs[0] == ours[0]
+    assert verify(open_job(str(run)))["ok"]
+    assert json.loads((run / "fingerprints.json").read_text()) == json.loads((finished[0] / "fingerprints.json").read_text())
