@@ -135,7 +135,7 @@ def pack(run: str, overrides: tuple[str, ...]) -> None:
 
     job = _repacked(run, overrides)
     save_job(job)
-    manifest, written = run_pack(Ledger(job), make_runner(job.config), lambda entry: None)
+    manifest, written = run_pack(Ledger(job), make_runner(job.config))
     _show_manifest(manifest, written)
 
 

@@ -49,7 +49,7 @@ def ingest(config: RunConfig, *, retry: bool = False, console: Console | None = 
     with live_progress(ledger, console or Console(stderr=True)):
         work = run_stages(job, partitions, runner)
     ledger.refresh()
-    manifest, written = pack(ledger, runner, lambda entry: None)
+    manifest, written = pack(ledger, runner)
     return IngestReport(work=work, shards_written=written, manifest=manifest)
 
 

@@ -6,7 +6,7 @@ is packed already is found by its fingerprint and not written again; an older on
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -54,7 +54,7 @@ def plan_pack(ledger: Ledger) -> PackPlan:
     return PackPlan(fingerprint=fingerprint, clips=clips, rows=rows)
 
 
-def pack(ledger: Ledger, runner: Runner, on_shard: Callable[[ShardEntry], None]) -> tuple[Manifest | None, int]:
+def pack(ledger: Ledger, runner: Runner) -> tuple[Manifest | None, int]:
     """Pack all clips of a run that are ready.
 
     Returns:
@@ -67,11 +67,8 @@ def pack(ledger: Ledger, runner: Runner, on_shard: Callable[[ShardEntry], None])
     if store.exists(MANIFEST):
         _point_at(job.store, plan.fingerprint)
         return Manifest.from_json(store.read(MANIFEST)), 0
-    entries = []
     step = Step(name="pack", make=partial(ShardWriter, job, plan.folder), resources=job.config.resources_of("pack"))
-    for row in runner.run([step], list(_shard_rows(ledger, plan))):
-        entries.append(ShardEntry(**row["entry"]))
-        on_shard(entries[-1])
+    entries = [ShardEntry(**row["entry"]) for row in runner.run([step], list(_shard_rows(ledger, plan)))]
     manifest = _manifest(ledger, plan, sorted(entries, key=lambda entry: entry.name))
     store.put_once(MANIFEST, manifest.to_json().encode())
     _point_at(job.store, plan.fingerprint)

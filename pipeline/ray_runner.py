@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.metrics import Counter
 
@@ -23,6 +24,7 @@ from pipeline.config import RayConfig, ResourceConfig
 from pipeline.runner import Row, Step, Worker
 
 RETRIES = {"max_restarts": -1, "max_task_retries": 2}
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 
 
 class RayRunner:
@@ -32,10 +34,11 @@ class RayRunner:
         self._config, self._shared = config, shared
         _connect(config)
         # Ray tells of its plans and ends at INFO, and of actors' arguments at ERROR; the job has its own progress.
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
+        context.execution_no_progress_timeout_s = 24 * 3600  # a partition may take hours; decoding has its own deadline
         context.raise_original_map_exception = True
 
     def run(self, steps: Sequence[Step], rows: Sequence[Row]) -> Iterator[Row]:
@@ -50,11 +53,17 @@ class RayRunner:
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         for group, resources in self._pools(steps, len(rows)):
             dataset = _mapped(dataset, group, resources, len(rows))
-        for item in dataset.iter_rows():
-            row = json.loads(item["row"])
-            if "error" in row:
-                raise ClipmillError(row["error"])
-            yield row
+        try:
+            for item in dataset.iter_rows():
+                row = json.loads(item["row"])
+                if "error" in row:
+                    raise ClipmillError(row["error"])
+                yield row
+        except DEATHS as error:
+            raise ClipmillError(
+                f"a Ray worker died {1 + RETRIES['max_task_retries']} times on one row ({str(error).splitlines()[0]}); "
+                "what was committed stays, run it again to go on"
+            ) from error
 
     def facts(self) -> Mapping[str, object]:
         """Tell what this runner is, for people."""
@@ -96,12 +105,14 @@ class _Worker:
     """What an actor runs: the workers of its steps, one after the other, over each row that it is given."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = [(step.name, step.make()) for step in steps]
+        # Workers are made at the first row: Ray restarts an actor that dies in its constructor for ever, in a call twice.
+        self._steps, self._workers = steps, list[tuple[str, Worker]]()
         self._done = Counter("clipmill_outcomes", "Outcomes of stages by kind", tag_keys=("stage", "kind"))
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         row = json.loads(item["row"])
-        for name, worker in self._steps:
+        self._workers = self._workers or [(step.name, step.make()) for step in self._steps]
+        for name, worker in self._workers:
             if "error" not in row:
                 row = self._guarded(name, worker, row)
         return {"row": json.dumps(row)}

@@ -35,3 +35,24 @@ def test_ray_writes_the_shards_of_the_local_runner(
     assert theirs[0] == ours[0]
     assert verify(open_job(str(run)))["ok"]
     assert json.loads((run / "fingerprints.json").read_text()) == json.loads((finished[0] / "fingerprints.json").read_text())
+
+
+def test_a_worker_that_dies_again_and_again_is_one_line_and_not_a_hang() -> None:
+    code = """
+from functools import partial
+from packing.errors import ClipmillError
+from pipeline.config import RayConfig, ResourceConfig
+from pipeline.ray_runner import RayRunner
+from pipeline.runner import Step
+
+resources = ResourceConfig(cpus=0.5)
+step = Step(name="split", make=partial(exec, "import os; os._exit(1)"), resources=resources)
+try:
+    list(RayRunner(RayConfig(cpus=1), resources).run([step], [{}]))
+except ClipmillError as error:
+    print(error)
+"""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    assert done.stdout.startswith("a Ray worker died 3 times on one row")
