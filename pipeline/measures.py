@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,25 +47,29 @@ def measure(*, of_change: bool = False, reduce: Reduce = np.mean) -> Callable[[A
 @measure()
 def luma(frame: Luma) -> float:
     """Mean luma of a frame, 0 (black) to 1 (white)."""
-    return float(frame.mean()) / 255
+    return float(cv2.mean(frame)[0]) / 255
 
 
 @measure()
 def contrast(frame: Luma) -> float:
     """Standard deviation of the luma inside a frame, 0 (flat) to 0.5."""
-    return float(frame.std()) / 255
+    return float(cv2.meanStdDev(frame)[1][0, 0]) / 255
 
 
 @measure(of_change=True)
 def motion(previous: Luma, frame: Luma) -> float:
     """Mean absolute change of luma from one frame to the next, 0 (still) to 1."""
-    return float(np.abs(frame.astype(np.int16) - previous).mean()) / 255
+    return _mean_change(previous, frame) / 255
 
 
 @measure(of_change=True)
 def still_share(previous: Luma, frame: Luma) -> float:
     """Share of frames that barely differ from the one before (mean change below 1/255), 0 to 1; 1 is a slide."""
-    return float(np.abs(frame.astype(np.int16) - previous).mean() < 1)
+    return float(_mean_change(previous, frame) < 1)
+
+
+def _mean_change(previous: Luma, frame: Luma) -> float:
+    return cv2.norm(previous, frame, cv2.NORM_L1) / frame.size
 
 
 def of_frame(previous: Luma, frame: Luma) -> list[float]:

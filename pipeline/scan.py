@@ -34,8 +34,10 @@ from pipeline.media import (
     top_boxes,
     upright,
 )
+from pipeline.planes import Bgr, Luma, sampled
 
-DETECTOR_SIDE = 144  # the short side that cuts and measures are taken at
+DETECTOR_SIDE = 72  # the short side, about, that cuts and measures are taken at
+PICTURES_PER_S = 4  # held for the models: scaling a picture costs more than decoding it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def scan(file: io.BufferedReader, options: ScanOptions) -> tuple[dict[str, Any],
 def _scan_image(file: BinaryIO, options: ScanOptions) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     picture = load_image(file, options.max_pixels)
     small = _small_image(picture, options.frame_side_px)
-    luma = cv2.cvtColor(_small_image(picture, DETECTOR_SIDE), cv2.COLOR_RGB2GRAY)
+    luma, _ = _scaled_down(_small_image(picture, DETECTOR_SIDE))
     clip = {
         "start_s": 0.0,
         "end_s": 0.0,
@@ -102,24 +104,26 @@ class _Scan:
     pictures: dict[str, NDArray[Any]] = field(default_factory=dict)
     shot_start: int = 0
     held: dict[int, Picture] = field(default_factory=dict)
+    first_pace: int = 1
     pace: int = 1
-    previous: measures.Luma | None = None
+    previous: Luma | None = None
 
     def __post_init__(self) -> None:
         self.detector = AdaptiveDetector(adaptive_threshold=self.options.threshold, min_scene_len=self.options.min_shot_frames)
 
-    def take(self, time_s: float, picture: Callable[[int], Picture]) -> None:
-        """Take one frame; `picture(side)` gives it upright with a short side of at most `side` pixels."""
+    def take(self, time_s: float, luma: Luma, bgr: Bgr, picture: Callable[[], Picture]) -> None:
+        """Take one frame: its time, its small pictures, and what gives its picture for the models if it is wanted."""
         number = len(self.times_s)
-        small = picture(DETECTOR_SIDE)
-        luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         self.values.append(measures.of_frame(luma if self.previous is None else self.previous, luma))
         self.times_s.append(time_s)
         self.previous = luma
-        for cut in self._cut_frames(number, small):
-            self.end_shot(cut, self.times_s[cut])
-        if number % self.pace == 0:
-            self.held[number] = picture(self.options.frame_side_px)
+        # The detector counts frames; the rate given here only labels them. Times come from the file.
+        cuts = self.detector.process_frame(FrameTimecode(number, 25.0), bgr)
+        for cut in cuts:
+            self.end_shot(cut.frame_num, self.times_s[cut.frame_num])
+        # A short shot is held whole. A cut is seen two frames late: the first picture held is one of the shot's first three.
+        if cuts or number % self.pace == 0 or number - self.shot_start < self.options.frames_per_clip:
+            self.held[number] = picture()
             self._thin_out()
 
     def end_shot(self, end_frame: int, end_s: float) -> None:
@@ -128,7 +132,7 @@ class _Scan:
         for first, last in divided(times, self.options.max_clip_s):
             self._add_clip(self.shot_start + first, self.shot_start + last, times[first], times[last])
         self.held = {number: picture for number, picture in self.held.items() if number >= end_frame}
-        self.shot_start, self.pace = end_frame, 1
+        self.shot_start, self.pace = end_frame, self.first_pace
 
     def _add_clip(self, first: int, last: int, start_s: float, end_s: float) -> None:
         # Slow paces can miss a short piece: its neighbour in the same shot stands for it.
@@ -146,15 +150,11 @@ class _Scan:
             }
         )
 
-    def _cut_frames(self, number: int, small: Picture) -> list[int]:
-        # The detector counts frames; the rate given here only labels them. Times come from the file.
-        bgr = np.ascontiguousarray(small[..., ::-1])
-        return [cut.frame_num for cut in self.detector.process_frame(FrameTimecode(number, 25.0), bgr)]
-
     def _thin_out(self) -> None:
         if len(self.held) > 64 * self.options.frames_per_clip:
             self.pace *= 2
-            self.held = {number: picture for number, picture in self.held.items() if number % self.pace == 0}
+            first, *others = self.held
+            self.held = {number: self.held[number] for number in (first, *(n for n in others if n % self.pace == 0))}
 
 
 @dataclass
@@ -186,13 +186,16 @@ class _Quirks:
 def _scan_video(file: BinaryIO, container: str, options: ScanOptions) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     with opened(file, container, options.threads) as (media, stream):
         check_size(stream.codec_context.height, stream.codec_context.width, options.max_pixels)
-        gathered, quirks, scaler = _Scan(options), _Quirks(), Scaler(options.threads)
+        pace = max(1, round((stream.average_rate or 0) / PICTURES_PER_S))
+        gathered, quirks, scaler = _Scan(options, first_pace=pace, pace=pace), _Quirks(), Scaler(options.threads)
         shape, end_s, matrix = (0, 0), 0.0, UPRIGHT
         for time_s, frame in decoded(media, stream, quirks.note):
             matrix = display_matrix(frame)
             shape = _same_shape(_shown_shape(frame, stream, matrix), shape)
             check_size(*shape, options.max_pixels)
-            gathered.take(time_s, partial(_small_picture, scaler, frame, shape, matrix))
+            picture = partial(_small_picture, scaler, frame, shape, matrix)
+            luma, bgr = sampled(frame, DETECTOR_SIDE) or _scaled_down(picture(DETECTOR_SIDE))
+            gathered.take(time_s, luma, bgr, partial(picture, options.frame_side_px))
             end_s = time_s + _frame_duration(frame, stream)
         _check_whole(file, container, stream.frames, len(gathered.times_s))
         facts = {"codec": stream.codec_context.name, "pixel_format": stream.codec_context.pix_fmt or ""}
@@ -243,6 +246,11 @@ def _small_picture(scaler: Scaler, frame: Any, shape: tuple[int, int], matrix: M
     return upright(scaler.rgb(frame, rows, columns), matrix)
 
 
+def _scaled_down(picture: Picture) -> tuple[Luma, Bgr]:
+    """Return luma and BGR of a small RGB picture; for formats whose planes cannot be sampled."""
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+
+
 def _small_image(picture: Picture, side: int) -> Picture:
     height, width = _fitted((picture.shape[0], picture.shape[1]), side)
     resized: Picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
@@ -272,6 +280,7 @@ def divided(times: list[float], max_clip_s: float) -> Iterator[tuple[int, int]]:
 
 
 def evenly(numbers: list[int], most: int) -> list[int]:
-    """Choose at most `most` of `numbers`, evenly spaced, the first and the last among them."""
-    picks = np.linspace(0, len(numbers) - 1, min(len(numbers), most)).round().astype(int)
-    return [numbers[i] for i in picks]
+    """Choose at most `most` of ascending frame numbers, spread as evenly as they allow, the first and the last among them."""
+    targets = np.linspace(numbers[0], numbers[-1], min(len(numbers), most))
+    nearest = np.abs(np.asarray(numbers)[:, None] - targets).argmin(axis=0)
+    return sorted({numbers[i] for i in nearest})

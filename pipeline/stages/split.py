@@ -23,7 +23,7 @@ class Split(Stage[Source, SplitResult]):
     """One source to many clips, in a process of its own."""
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ()
     value: ClassVar[type[Any]] = SplitResult
     config: SplitConfig
@@ -35,7 +35,7 @@ class Split(Stage[Source, SplitResult]):
 
     def identity(self) -> Mapping[str, object]:
         """Return the options of the scan and the measures it takes; where it runs and what it rejects later do not count."""
-        return {**asdict(self._options), "threads": None, "measures": sorted(MEASURES)}
+        return {**asdict(self.options), "threads": None, "measures": sorted(MEASURES)}
 
     def keys(self, view: PartitionView) -> tuple[Sequence[str], set[str]]:
         """Return all sources of the partition."""
@@ -56,7 +56,7 @@ class Split(Stage[Source, SplitResult]):
 
     def _scan(self, source: Source) -> Outcome[SplitResult]:
         try:
-            facts, arrays = self._decoder.run("scan", source, self._options)
+            facts, arrays = self._decoder.run("scan", source, self.options)
         except SourceError as error:
             return failed(source.key, error.error, str(error))
         return self._outcome(source, facts, arrays)
@@ -83,7 +83,8 @@ class Split(Stage[Source, SplitResult]):
         )
 
     @cached_property
-    def _options(self) -> ScanOptions:
+    def options(self) -> ScanOptions:
+        """What the scan is told."""
         c = self.config
         return ScanOptions(
             threshold=c.threshold,
