@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packing.clip import load_clip
     from packing.codec import VideoCodec, load_codec
+    from packing.cost import CostModel, dit_cost
     from packing.geometry import fit_frame, latent_shape, legal_frames, token_grid
     from packing.loader import Batch, ShardLoader
     from packing.manifest import CodecFacts, Manifest, TextEncoderFacts, open_manifest
     from packing.planner import plan_rows, straggler_efficiency
+    from packing.report import PlanReport, plan_report
     from packing.shards import Caption, PackedClip, read_index, read_row, write_shard, write_shards
     from packing.statistics import corpus_statistics
     from packing.store import Store
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 _HOME = {
     "clip": ["load_clip"],
     "codec": ["VideoCodec", "load_codec"],
+    "cost": ["CostModel", "dit_cost"],
     "geometry": ["fit_frame", "latent_shape", "legal_frames", "token_grid"],
     "loader": ["Batch", "ShardLoader"],
     "manifest": ["CodecFacts", "Manifest", "TextEncoderFacts", "open_manifest"],
     "planner": ["plan_rows", "straggler_efficiency"],
+    "report": ["PlanReport", "plan_report"],
     "shards": ["Caption", "PackedClip", "read_index", "read_row", "write_shard", "write_shards"],
     "statistics": ["corpus_statistics"],
     "store": ["Store"],
@@ -44,8 +48,10 @@ __all__ = [
     "Batch",
     "Caption",
     "CodecFacts",
+    "CostModel",
     "Manifest",
     "PackedClip",
+    "PlanReport",
     "ShardLoader",
     "Store",
     "TextEncoder",
@@ -53,6 +59,7 @@ __all__ = [
     "VideoCodec",
     "clip_generator",
     "corpus_statistics",
+    "dit_cost",
     "fit_frame",
     "latent_shape",
     "legal_frames",
@@ -61,6 +68,7 @@ __all__ = [
     "load_text_encoder",
     "open_manifest",
     "patchify",
+    "plan_report",
     "plan_rows",
     "positions",
     "read_index",

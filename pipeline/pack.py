@@ -27,7 +27,7 @@ from pipeline.results import StageResults, TensorFile, tensor_file
 from pipeline.runner import Row, Runner, Step
 from pipeline.sources import plan_hash
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,13 @@ def plan_pack(ledger: Ledger) -> PackPlan:
     """Plan the rows of all clips of a run that are ready."""
     config, clips = ledger.job.config.pack, ledger.ready()
     lengths = [ledger.tokens(clip.clip_id) for clip in clips]
-    rows = plan_rows(lengths, capacity=config.length, seed=config.seed, max_segments=config.max_segments)
+    rows = plan_rows(
+        lengths,
+        capacity=config.length,
+        seed=config.seed,
+        max_segments=config.max_segments,
+        keys=[clip.clip_id for clip in clips],
+    )
     results = {stage: ledger.job.fingerprints[stage] for stage in ("split", "score", "recaption", "encode", "embed")}
     fingerprint = digest([VERSION, asdict(config), results, [clip.clip_id for clip in clips]])
     return PackPlan(fingerprint=fingerprint, clips=clips, rows=rows)
