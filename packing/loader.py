@@ -2,11 +2,13 @@
 
 Invariant: the rows of global step k are a pure function of (manifest, seed, epoch, k); ranks share them out, so any number of
 ranks sees the same global batches and the state is five small values. Caption choice and caption dropping are keyed by clip.
-Cost: one ranged read a row, checked by crc32c.
+Cost: one copy, from the page cache into the memory of the batch, and one crc32c of each row in each process; read ahead by
+threads, so a trainer does not wait for it.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from packing.errors import ShardError
-from packing.manifest import ShardEntry, open_manifest
+from packing.manifest import Manifest, ShardEntry, open_manifest
 from packing.planner import deal_ranks, deal_rows
-from packing.shards import Row, RowIndex, read_index, read_row
+from packing.prefetch import BufferPool, read_ahead
+from packing.shards import Checked, Row, RowIndex, as_tensor, read_index, read_row
 from packing.store import Store
 from packing.tokens import clip_generator
+
+LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,10 @@ class Batch:
 
     latents fp16 [S, D]; cu_seqlens int32 [s+1]; grid int32 [s, 3]; text bf16 [M, E] holds the chosen caption of each segment
     and cu_text int32 [s+1] its borders (an empty span where the caption was dropped). A rank may get no rows: S = s = 0.
+
+    The tensors belong to the batch: they are views of memory that nothing else writes, not of a file, and may be changed in
+    place. The loader uses that memory again when the last tensor that refers to it is gone; `clone()` a small part that is
+    kept, or it keeps the whole batch.
     """
 
     latents: Tensor
@@ -42,8 +52,11 @@ class Batch:
     step: int
 
 
-class ShardLoader:
+class ShardLoader(IterableDataset[Batch]):
     """Iterates over the steps of a packed corpus, epoch after epoch, for ever.
+
+    It reads ahead with threads of its own, so in torch it is `DataLoader(loader, batch_size=None)`, without workers. The
+    threads live as long as the iterator.
 
     Args:
         url: a packed folder or a run folder.
@@ -52,9 +65,13 @@ class ShardLoader:
         world_size: processes that share each step.
         seed: order, caption choice and caption dropping.
         caption_drop: chance that a clip comes without its caption (for classifier-free guidance), 0 to 1.
+        ahead: batches that are read ahead, each by a thread; 0 reads when asked.
+        recheck: check the crc32c of a row at each reading, instead of once in this process. Rows of a shard whose file has
+            changed since, and rows of a remote store, are always checked.
 
     Raises:
-        ShardError: there is no packed corpus at `url`, or an index is not the one that its manifest names.
+        ShardError: there is no packed corpus at `url`, or an index is not the one that its manifest names. When iterating: a
+            row is missing or damaged, or the loader runs in a worker of a DataLoader.
         ValueError: a number is out of its range.
     """
 
@@ -67,13 +84,15 @@ class ShardLoader:
         world_size: int = 1,
         seed: int = 0,
         caption_drop: float = 0.0,
+        ahead: int = 2,
+        recheck: bool = False,
     ) -> None:
-        if global_batch < 1 or not 0 <= rank < world_size or not 0 <= caption_drop <= 1:
+        if global_batch < 1 or not 0 <= rank < world_size or not 0 <= caption_drop <= 1 or ahead < 0:
             given = f"global_batch={global_batch}, rank={rank}, world_size={world_size}, caption_drop={caption_drop}"
-            raise ValueError(f"out of range among {given}")
+            raise ValueError(f"out of range among {given}, ahead={ahead}")
         self.manifest, base = open_manifest(url)
         self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
-        self.seed, self.caption_drop = seed, caption_drop
+        self.seed, self.caption_drop, self.ahead = seed, caption_drop, ahead
         self.epoch = self.step = 0
         self._store = Store(base)
         self._rows: list[tuple[ShardEntry, RowIndex]] = [
@@ -83,17 +102,21 @@ class ShardLoader:
             raise ShardError(f"the packed corpus at {base} has no rows")
         self._costs = np.array([row.cost for _, row in self._rows])
         self._dealt: tuple[int, list[NDArray[np.int64]]] | None = None
+        self._checked: Checked | None = None if recheck else {}
+        self._pool = BufferPool(spares=ahead + 2)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's share of step after step, from the present epoch and step on."""
+        if get_worker_info() is not None:
+            raise ShardError("a ShardLoader reads ahead by itself: use DataLoader(loader, batch_size=None, num_workers=0)")
         while True:
-            steps = self._steps(self.epoch)
-            if self.step >= len(steps):
-                self.epoch, self.step = self.epoch + 1, 0
-                continue
-            batch = self._batch(deal_ranks(steps[self.step], self._costs, self.world_size)[self.rank])
-            self.step += 1
-            yield batch
+            with closing(read_ahead(self._shares(), self._batch, self.ahead)) as batches:
+                for batch in batches:
+                    self.epoch, self.step = after = batch.epoch, batch.step + 1
+                    yield batch
+                    del batch
+                    if (self.epoch, self.step) != after:  # a state was loaded: what was read ahead is no longer next
+                        break
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, as JSON of under 1 KB that any number of ranks can resume from."""
@@ -127,42 +150,107 @@ class ShardLoader:
             self._dealt = (epoch, steps)
         return self._dealt[1]
 
-    def _batch(self, numbers: NDArray[np.int64]) -> Batch:
-        rows = [read_row(self._store, *self._rows[number]) for number in numbers]
+    def _shares(self) -> Iterator["_Share"]:
+        """Yield the rows of this rank for step after step, from the present one on."""
+        epoch, first = self.epoch, self.step
+        while True:
+            for step, rows in enumerate(self._steps(epoch)[first:], first):
+                yield _Share(epoch=epoch, step=step, rows=deal_ranks(rows, self._costs, self.world_size)[self.rank])
+            epoch, first = epoch + 1, 0
+
+    def _batch(self, share: "_Share") -> Batch:
+        places = [self._rows[number] for number in share.rows]
+        memory = _StepMemory(self._pool, [row for _, row in places], self.manifest)
+        rows = [self._read(memory, entry, row) for entry, row in places]
         segments = [segment for row in rows for segment in row.segments]
-        chosen = [self._choose(segment) for segment in segments]
-        text = list(itertools.chain.from_iterable(_captions(row) for row in rows))
-        no_text = torch.zeros(0, self.manifest.text_encoder.width, dtype=torch.bfloat16)
-        picked = [captions[pick] if pick >= 0 else no_text for captions, pick in zip(text, chosen, strict=True)]
-        empty = torch.zeros(0, self.manifest.token_dim, dtype=torch.float16)
-        grid = torch.cat([torch.zeros(0, 3, dtype=torch.int32), *(row.tensors["grid"] for row in rows)])
+        chosen = [self._choose(share.epoch, segment) for segment in segments]
+        spans = [spans[pick] if pick >= 0 else (0, 0) for spans, pick in zip(_caption_spans(rows), chosen, strict=True)]
+        grids = [grid for _, row in places for grid in row.grids]
         return Batch(
-            latents=torch.cat([empty, *(row.tensors["latents"] for row in rows)]),
-            cu_seqlens=_offsets(grid.prod(dim=1).tolist()),
-            grid=grid,
+            latents=memory.latents(),
+            cu_seqlens=_offsets([t * h * w for t, h, w in grids]),
+            grid=torch.tensor(grids, dtype=torch.int32).reshape(-1, 3),
             clip_ids=tuple(segment["clip_id"] for segment in segments),
-            text=torch.cat([no_text, *picked]),
-            cu_text=_offsets([len(part) for part in picked]),
+            text=memory.text(spans),
+            cu_text=_offsets([end - begin for begin, end in spans]),
             captions=tuple(
                 segment["captions"][pick]["text"] if pick >= 0 else "" for segment, pick in zip(segments, chosen, strict=True)
             ),
-            epoch=self.epoch,
-            step=self.step,
+            epoch=share.epoch,
+            step=share.step,
         )
 
-    def _choose(self, segment: Mapping[str, Any]) -> int:
+    def _read(self, memory: "_StepMemory", entry: ShardEntry, index: RowIndex) -> Row:
+        row = read_row(self._store, entry, index, place=memory.place, checked=self._checked)
+        latents, text = row.tensors["latents"], row.tensors["text"]
+        found = latents.dtype, *latents.shape, text.dtype, text.shape[-1] if text.numel() else memory.text_width
+        named = torch.float16, int(index.lengths.sum()), self.manifest.token_dim, torch.bfloat16, memory.text_width
+        if found != named:
+            raise ShardError(f"{self._store.path(entry.name)}: row {index.key} holds {found}, where {named} is promised")
+        return row
+
+    def _choose(self, epoch: int, segment: Mapping[str, Any]) -> int:
         """Choose one caption of a clip by number; -1 when it is dropped or there is none."""
-        generator = clip_generator(self.seed, self.epoch, segment["clip_id"], "caption")
+        if not self.caption_drop and len(segment["captions"]) <= 1:
+            return len(segment["captions"]) - 1
+        generator = clip_generator(self.seed, epoch, segment["clip_id"], "caption")
         dropped = generator.random() < self.caption_drop
         return -1 if dropped or not segment["captions"] else int(generator.integers(len(segment["captions"])))
 
 
-def _captions(row: Row) -> Iterator[Sequence[Tensor]]:
-    """Yield, segment by segment, the features [m, E] of each of its captions."""
-    parts = torch.tensor_split(row.tensors["text"], row.tensors["cu_text"][1:-1].long())
-    bounds = row.tensors["cu_captions"].tolist()
-    for first, last in itertools.pairwise(bounds):
-        yield parts[first:last]
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one rank reads for one step: numbers of rows."""
+
+    epoch: int
+    step: int
+    rows: NDArray[np.int64]
+
+
+class _StepMemory:
+    """One buffer for the rows of a step: the latents of all rows end to end, then their text; small tensors get their own."""
+
+    def __init__(self, pool: BufferPool, rows: Sequence[RowIndex], manifest: Manifest) -> None:
+        self.text_width = manifest.text_encoder.width
+        self._token_dim = manifest.token_dim
+        self._latent_bytes = 2 * self._token_dim * sum(int(row.lengths.sum()) for row in rows)
+        first = -(-self._latent_bytes // LINE) * LINE
+        # The index does not say how much text a row holds: at most all that is not latents.
+        buffer = pool.take(first + sum(row.size for row in rows) - self._latent_bytes)
+        self._free = {"latents": buffer[: self._latent_bytes], "text": buffer[first:]}
+        self._whole = dict(self._free)
+
+    def place(self, name: str, size: int) -> NDArray[np.uint8] | None:
+        """Give the next `size` bytes for a tensor of this name; None for the small ones."""
+        if name not in self._free:
+            return None
+        taken, self._free[name] = self._free[name][:size], self._free[name][size:]
+        return taken
+
+    def latents(self) -> Tensor:
+        """All latents, fp16 [S, D]."""
+        latents = self._whole["latents"]
+        return as_tensor(latents, torch.float16, (latents.size // (2 * self._token_dim), self._token_dim))
+
+    def text(self, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Keep only these spans of the text, ascending and in features, moved together in place: bf16 [M, E]."""
+        size, filled = 2 * self.text_width, 0  # bytes of a feature, features
+        text = self._whole["text"]
+        for begin, end in spans:
+            after = filled + end - begin
+            if begin != filled:
+                text[filled * size : after * size] = text[begin * size : end * size]
+            filled = after
+        return as_tensor(text[: filled * size], torch.bfloat16, (filled, self.text_width))
+
+
+def _caption_spans(rows: Sequence[Row]) -> Iterator[Sequence[tuple[int, int]]]:
+    """Yield, segment by segment, where the features of each of its captions lie in the text of all rows."""
+    before = 0
+    for row in rows:
+        spans = [(before + begin, before + end) for begin, end in itertools.pairwise(row.tensors["cu_text"].tolist())]
+        yield from (spans[first:last] for first, last in itertools.pairwise(row.tensors["cu_captions"].tolist()))
+        before += row.tensors["text"].shape[0]
 
 
 def _offsets(lengths: Sequence[int]) -> Tensor:

@@ -272,7 +272,7 @@ def test_a_longer_segment_costs_more_than_its_tokens(store: Store, make_clip: Ma
         index: RowIndex = read_index(store, write_shard(store, 0, [row], PATCH))[0]
         return index.cost
 
-    assert cost([(4, 8, 8)]) > cost([(2, 8, 8), (2, 8, 8)])  # attention is within a segment: Σ len² is larger
+    assert cost([(8, 32, 32)]) > cost([(4, 32, 32), (4, 32, 32)])  # attention is within a segment: Σ len² is larger
 
 
 def test_rows_are_grouped_into_shards_in_order() -> None:
