@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from packing.manifest import CodecFacts, Manifest, TextEncoderFacts, open_manifest
     from packing.planner import plan_rows, straggler_efficiency
     from packing.report import PlanReport, plan_report
-    from packing.shards import Caption, PackedClip, read_index, read_row, write_shard, write_shards
+    from packing.rows import read_index, read_row
+    from packing.shards import Caption, PackedClip, write_shard, write_shards
     from packing.statistics import corpus_statistics
     from packing.store import Store
     from packing.text import TextEncoder, load_text_encoder
@@ -36,7 +37,8 @@ _HOME = {
     "manifest": ["CodecFacts", "Manifest", "TextEncoderFacts", "open_manifest"],
     "planner": ["plan_rows", "straggler_efficiency"],
     "report": ["PlanReport", "plan_report"],
-    "shards": ["Caption", "PackedClip", "read_index", "read_row", "write_shard", "write_shards"],
+    "rows": ["read_index", "read_row"],
+    "shards": ["Caption", "PackedClip", "write_shard", "write_shards"],
     "statistics": ["corpus_statistics"],
     "store": ["Store"],
     "text": ["TextEncoder", "load_text_encoder"],

@@ -22,7 +22,7 @@ from packing.errors import ShardError
 from packing.manifest import Manifest, ShardEntry, open_manifest
 from packing.planner import deal_ranks, deal_rows
 from packing.prefetch import BufferPool, read_ahead
-from packing.shards import Checked, Row, RowIndex, as_tensor, read_index, read_row
+from packing.rows import Checked, Row, RowIndex, as_tensor, read_index, read_row
 from packing.store import Store
 from packing.tokens import clip_generator
 

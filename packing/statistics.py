@@ -7,7 +7,7 @@ import numpy as np
 
 from packing.manifest import open_manifest
 from packing.planner import straggler_efficiency
-from packing.shards import read_index
+from packing.rows import read_index
 from packing.store import Store
 
 WORLD_SIZES = (8, 64)

@@ -12,7 +12,7 @@ from typing import Any
 
 from packing.geometry import token_grid
 from packing.manifest import Manifest, head_names, open_manifest
-from packing.shards import read_index
+from packing.rows import read_index
 from packing.store import Store
 from pipeline.job import Job
 from pipeline.records import Clip, Failure, Outcome, Source

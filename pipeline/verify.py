@@ -6,7 +6,7 @@ from typing import Any
 
 from packing.errors import ShardError, StoreError
 from packing.manifest import Manifest, ShardEntry, open_manifest
-from packing.shards import read_index, read_row
+from packing.rows import read_index, read_row
 from packing.store import Store
 from pipeline.job import Job
 from pipeline.ledger import Ledger, packed_clip_ids

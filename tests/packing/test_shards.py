@@ -21,7 +21,8 @@ import webdataset
 from packing import Manifest, PackedClip, open_manifest, read_index, read_row, unpatchify, write_shard
 from packing.errors import ShardError
 from packing.manifest import ShardEntry
-from packing.shards import RowIndex, shard_rows
+from packing.rows import RowIndex
+from packing.shards import shard_rows
 from packing.store import Store
 
 MakeClip = Callable[..., PackedClip]

@@ -11,7 +11,7 @@ import webdataset
 from safetensors.torch import load
 
 from packing.manifest import open_manifest
-from packing.shards import read_index
+from packing.rows import read_index
 from packing.store import Store
 from pipeline.ingest import IngestReport
 from pipeline.job import open_job
