@@ -2,7 +2,7 @@
 
 Ray carries row descriptors only; frames and latents go through the store. One actor pool a step with fractional resources from
 the config, or a few workers that each run all steps, since a small job is mostly actor start-up. Retries are bounded: a step
-returns outcomes for bad data, so an actor that dies twice on a row is a fault that must be seen.
+returns outcomes for bad data, so an actor that dies three times on a row is a fault that must be seen.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from packing.errors import ClipmillError
 from pipeline.config import RayConfig, ResourceConfig
 from pipeline.runner import Row, Step, Worker
 
+log = logging.getLogger(__name__)
 RETRIES = {"max_restarts": -1, "max_task_retries": 2}
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 
@@ -52,6 +53,7 @@ class RayRunner:
         items = [{"row": json.dumps(row)} for row in rows]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         for group, resources in self._pools(steps, len(rows)):
+            _tell_of_waiting(group, resources)
             dataset = _mapped(dataset, group, resources, len(rows))
         try:
             for item in dataset.iter_rows():
@@ -65,17 +67,23 @@ class RayRunner:
                 "what was committed stays, run it again to go on"
             ) from error
 
-    def facts(self) -> Mapping[str, object]:
-        """Tell what this runner is, for people."""
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
-        return {"runner": "ray", "nodes": nodes, "resources": {k: v for k, v in ray.cluster_resources().items() if k in KINDS}}
-
     def _pools(self, steps: Sequence[Step], rows: int) -> list[tuple[list[Step], ResourceConfig]]:
         count = self._config.shared_workers
         if not count:
             return [([step], step.resources) for step in steps]
         shared = self._shared
         return [(list(steps), ResourceConfig(cpus=shared.cpus, gpus=shared.gpus, min_workers=count, max_workers=count))]
+
+
+def _tell_of_waiting(steps: Sequence[Step], resources: ResourceConfig) -> None:
+    """Say why a pool will not start yet, when the cluster has too little for one of its workers."""
+    present = ray.cluster_resources()
+    for kind, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if wanted > present.get(kind, 0):
+            names = ", ".join(step.name for step in steps)
+            log.warning(
+                "%s: a worker wants %g %s, the cluster has %g; waiting for a node", names, wanted, kind, present.get(kind, 0)
+            )
 
 
 def _mapped(dataset: Any, steps: list[Step], resources: ResourceConfig, rows: int) -> Any:
@@ -98,14 +106,11 @@ def _mapped(dataset: Any, steps: list[Step], resources: ResourceConfig, rows: in
         )
 
 
-KINDS = ("CPU", "GPU", "memory")
-
-
 class _Worker:
     """What an actor runs: the workers of its steps, one after the other, over each row that it is given."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        # Workers are made at the first row: Ray restarts an actor that dies in its constructor for ever, in a call twice.
+        # Workers are made at the first row: Ray restarts an actor that dies in its constructor for ever, in a call only twice.
         self._steps, self._workers = steps, list[tuple[str, Worker]]()
         self._done = Counter("clipmill_outcomes", "Outcomes of stages by kind", tag_keys=("stage", "kind"))
 

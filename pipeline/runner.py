@@ -5,7 +5,7 @@ large through the store. Runners differ in where steps run, never in what they c
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,9 +39,6 @@ class Runner(Protocol):
     def run(self, steps: Sequence[Step], rows: Sequence[Row]) -> Iterator[Row]:
         """Yield every row after its last step, in any order."""
 
-    def facts(self) -> Mapping[str, object]:
-        """Tell what this runner is, for people."""
-
 
 class LocalRunner:
     """Runs every step in this process."""
@@ -54,7 +51,3 @@ class LocalRunner:
                 for worker in workers:
                     row = worker(row)
                 yield row
-
-    def facts(self) -> Mapping[str, object]:
-        """Tell what this runner is, for people."""
-        return {"runner": "local"}

@@ -1,5 +1,6 @@
 """A real Ray cluster on loopback: a head and two workers, token auth on, the job handed in with `ray job submit`."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -44,14 +45,16 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     }
     head = ["--head", f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     workers = [[f"--address=127.0.0.1:{port}", "--num-cpus=1", gpus] for gpus in ("--num-gpus=0", "--num-gpus=1")]
-    nodes = [_start_node([*head, f"--temp-dir={_short_folder()}"], environment, tmp_path)]
+    nodes: list[subprocess.Popen[bytes]] = []
     try:
+        for options in ([*head, f"--temp-dir={_short_folder()}"], *workers):
+            _start_node(options, environment, tmp_path, nodes)
         _wait_for(dashboard)
-        nodes += [_start_node(worker, environment, tmp_path) for worker in workers]
         yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         for node in reversed(nodes):
-            os.killpg(node.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
             node.wait()
 
 
@@ -97,11 +100,21 @@ def _manifest(run: Path) -> Manifest:
     return open_manifest(str(run))[0]
 
 
-def _start_node(options: list[str], environment: dict[str, str], logs: Path) -> "subprocess.Popen[bytes]":
+def _start_node(
+    options: list[str], environment: dict[str, str], logs: Path, nodes: "list[subprocess.Popen[bytes]]", tries: int = 3
+) -> None:
+    """Start a node and wait until it is up; on a busy machine Ray gives up on a slow start, so try again."""
     common = ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--object-store-memory=100000000", "--block"]
-    with open(logs / f"node-{time.monotonic_ns()}.log", "wb") as log:
-        command = ["ray", "start", *options, *common]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    for attempt in range(tries):
+        path = logs / f"node-{len(nodes)}-{attempt}.log"
+        with open(path, "wb") as log:
+            command = ["ray", "start", *options, *common]
+            nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        while nodes[-1].poll() is None:
+            if "will now block" in path.read_text():
+                return
+            time.sleep(0.2)
+    raise RuntimeError(f"a node did not start: {path.read_text()}")
 
 
 def _wait_for(port: int) -> None:
