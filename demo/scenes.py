@@ -148,7 +148,7 @@ def draw_scene(
 def short_caption(scene: Scene) -> str:
     """Say what the largest shape does, and where."""
     main = scene.main
-    return f"A {main.colour} {main.shape} {MOTIONS[main.motion]} on a {scene.background} background."
+    return f"{_article(main.colour)} {main.colour} {main.shape} {MOTIONS[main.motion]} on a {scene.background} background."
 
 
 def dense_caption(scene: Scene) -> str:
@@ -158,6 +158,10 @@ def dense_caption(scene: Scene) -> str:
     said = [f"A {main.size} {main.colour} {main.shape} {MOTIONS[main.motion]}{pace}."]
     said += [f"A smaller {other.colour} {other.shape} {MOTIONS[other.motion]}." for other in others]
     return " ".join([*said, f"The background is {BACKGROUNDS[scene.background][0]}."])
+
+
+def _article(word: str) -> str:
+    return "An" if word[0] in "aeiou" else "A"
 
 
 def render(scene: Scene, times_s: Sequence[float], height: int, width: int) -> Pictures:
