@@ -3,7 +3,7 @@
     step-000020/
         model.safetensors       weights, fp32
         ema.safetensors         their running average: what `sample` loads
-        optimizer.safetensors   the two moments and the step count of every weight, named `<moment>:<weight>`
+        optimizer.safetensors   moments (and step counts) of every weight, named `<moment>:<weight>`
         state.json              step, loader state, resolved config, manifest of the shards
 
 A checkpoint is written to a hidden folder beside it, synced, and renamed: a folder that has the name of a checkpoint is
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from packing.errors import ModelError
 from packing.manifest import Manifest
 from training.config import DiTConfig, TrainConfig, TrainJob
 from training.model import DiT
+from training.muon import Muon
 
 FORMAT = "clipmill-checkpoint-v1"
 NAME = re.compile(r"step-\d{6,}")
@@ -61,7 +62,7 @@ class Progress:
 
 
 def save_checkpoint(
-    out: Path, progress: Progress, model: nn.Module, ema: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    out: Path, progress: Progress, model: nn.Module, ema: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
 ) -> Path:
     """Write the checkpoint of this step into `out` and returns its folder; one that is there already is left alone."""
     folder = checkpoint_folder(out, progress.step)
@@ -73,7 +74,7 @@ def save_checkpoint(
     (partial / "state.json").write_text(progress.to_json())
     _save(model.state_dict(), partial / "model.safetensors")
     _save(ema, partial / "ema.safetensors")
-    _save(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
+    _save(_optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
     for path in (*partial.iterdir(), partial):
         _sync(path)
     partial.rename(folder)
@@ -130,14 +131,23 @@ def load_ema(folder: Path) -> dict[str, Tensor]:
     return _load(folder / "ema.safetensors")
 
 
-def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the moments of a checkpoint back; learning rate and decay stay as the optimizer has them."""
-    state: dict[int, dict[str, Tensor]] = {i: {} for i, _ in enumerate(model.parameters())}
-    number = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+def load_optimizers(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put the moments of a checkpoint back; learning rate and decay stay as the optimizers have them.
+
+    Raises:
+        ModelError: the checkpoint was trained by other optimizers.
+    """
+    state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _load(folder / "optimizer.safetensors").items():
         moment, name = key.split(":", maxsplit=1)
-        state[number[name]][moment] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(name, {})[moment] = tensor
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        if any(("momentum" in state[name]) != isinstance(optimizer, Muon) for name in ordered if name in state):
+            raise ModelError(f"{folder} was trained with another train.optimizer: choose another train.out")
+        numbered = {i: state[name] for i, name in enumerate(ordered) if name in state}
+        optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_dit(folder: Path, progress: Progress) -> DiT:
@@ -148,11 +158,13 @@ def load_dit(folder: Path, progress: Progress) -> DiT:
     return model.eval()
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{moment}:{name}": tensor
-        for name, parameter in model.named_parameters()
-        for moment, tensor in optimizer.state[parameter].items()
+        f"{moment}:{names[parameter]}": tensor
+        for optimizer in optimizers
+        for parameter, moments in optimizer.state.items()
+        for moment, tensor in moments.items()
     }
 
 

@@ -43,8 +43,11 @@ class TrainConfig:
     max_pass_tokens: int = 65_536  # a rank with more tokens in a step adds up the gradients of several passes
     seed: int = 0
     caption_drop: float = 0.1  # share of clips that train without their caption, for guidance
-    lr: float = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, with adamw for the rest
+    lr: float = 1e-3  # of adamw
+    muon_lr: float = 0.02
     warmup_steps: int = 20
+    cooldown: float = 0.0  # share of the steps, at the end, over which the learning rates fall to 0
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # largest norm of the gradient
     ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
@@ -58,11 +61,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "max_pass_tokens", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("lr", "grad_clip", "timestep_shift"):
+        for name in ("lr", "muon_lr", "grad_clip", "timestep_shift"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
         for name in ("warmup_steps", "weight_decay", "threads", "seed"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.caption_drop <= 1, "caption_drop", "within 0 and 1", self.caption_drop)
+        _require(0 <= self.cooldown <= 1, "cooldown", "within 0 and 1", self.cooldown)
         _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
 
 

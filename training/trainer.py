@@ -25,7 +25,7 @@ from training.checkpoint import (
     Progress,
     checkpoint_folder,
     load_ema,
-    load_optimizer,
+    load_optimizers,
     load_weights,
     newest_checkpoint,
     read_progress,
@@ -35,6 +35,7 @@ from training.config import TrainConfig, TrainJob
 from training.flow import loss_sum, noise_batch
 from training.meter import Meter, StepReport
 from training.model import DiT
+from training.muon import make_optimizers, set_rate
 from training.passes import split_batch
 from training.ranks import Ranks, joined_ranks
 
@@ -68,7 +69,7 @@ def train(job: TrainJob, shards_url: str, on_report: Callable[[StepReport], None
             # The sum, not our own event, ends the loop: no rank may wait for one that has left.
             done = run.step >= config.steps or terminations > 0
             if done or run.step % config.log_every == 0:
-                report = meter.report(ranks, step=run.step, epoch=batch.epoch, lr=_learning_rate(run.step - 1, config))
+                report = meter.report(ranks, step=run.step, epoch=batch.epoch, lr=config.lr * _rate(run.step - 1, config))
                 if ranks.first:
                     _publish(report, run.out, on_report)
             if done or run.step % config.checkpoint_every == 0:
@@ -88,7 +89,7 @@ class _Run:
     out: Path
     model: DiT
     parallel: nn.Module  # the model, or the model behind DDP
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     ema: dict[str, Tensor]
     step: int = 0
 
@@ -100,10 +101,10 @@ def _start(job: TrainJob, shards_url: str, ranks: Ranks) -> _Run:
         torch.set_num_threads(config.threads)
     loader = _open_loader(config, shards_url, ranks)
     model = _new_model(job, loader).to(ranks.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizers = _new_optimizers(config, model)
     ema = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     out = output_folder(config.out, shards_url, loader.manifest)
-    run = _Run(job=job, ranks=ranks, loader=loader, out=out, model=model, parallel=model, optimizer=optimizer, ema=ema)
+    run = _Run(job=job, ranks=ranks, loader=loader, out=out, model=model, parallel=model, optimizers=optimizers, ema=ema)
     if newest := newest_checkpoint(run.out):
         _resume(run, newest)
     run.parallel = ranks.wrap(model)
@@ -149,7 +150,7 @@ def _resume(run: _Run, folder: Path) -> None:
         raise ConfigError(f"{folder} holds another model ({progress.job.model}): choose another train.out")
     run.loader.load_state_dict(progress.loader)
     load_weights(folder, run.model)
-    load_optimizer(folder, run.model, run.optimizer)
+    load_optimizers(folder, run.model, run.optimizers)
     run.ema = {name: weight.to(run.ranks.device) for name, weight in load_ema(folder).items()}
     run.step = progress.step
     log.info("resuming from %s at step %d", folder, run.step)
@@ -158,12 +159,12 @@ def _resume(run: _Run, folder: Path) -> None:
 def _train_step(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
     """Take one optimizer step on this rank's share of the step's rows; returns this rank's share of the loss."""
     config = run.job.train
-    for group in run.optimizer.param_groups:
-        group["lr"] = _learning_rate(run.step, config)
-    run.optimizer.zero_grad(set_to_none=True)
+    set_rate(run.optimizers, _rate(run.step, config))
+    run.model.zero_grad(set_to_none=True)
     loss = _accumulate_gradients(run, batch, step_tokens)
     nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip)
-    run.optimizer.step()
+    for optimizer in run.optimizers:
+        optimizer.step()
     run.step += 1
     _update_ema(run.ema, run.model, _ema_decay(run.step, config))
     return loss
@@ -196,9 +197,25 @@ def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
     return loss.detach()
 
 
-def _learning_rate(step: int, config: TrainConfig) -> float:
-    """Rise linearly over the first `warmup_steps`, then stay, as DiT's does (arXiv 2212.09748, section 4)."""
-    return config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
+def _new_optimizers(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
+    if config.optimizer == "adamw":
+        group = {"params": list(model.parameters()), "base_lr": config.lr}
+        return [torch.optim.AdamW([group], lr=config.lr, weight_decay=config.weight_decay)]
+    outside = [name for name, _ in model.named_parameters() if not name.startswith("blocks.")]
+    return make_optimizers(
+        model, muon_lr=config.muon_lr, adam_lr=config.lr, weight_decay=config.weight_decay, adam_names=outside
+    )
+
+
+def _rate(step: int, config: TrainConfig) -> float:
+    """Share of the learning rates at a step: a linear rise, a plateau, and a linear fall over the last `cooldown` of the steps.
+
+    Without a cooldown it stays, as DiT's does (arXiv 2212.09748, section 4); with one it is the trapezoid of arXiv 2405.18392.
+    """
+    rise = (step + 1) / max(1, config.warmup_steps)
+    fall = (config.steps - step) / max(1.0, config.cooldown * config.steps)
+    return min(1.0, rise, fall if config.cooldown else 1.0)
 
 
 def _ema_decay(step: int, config: TrainConfig) -> float:
@@ -215,7 +232,7 @@ def _update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 def _checkpoint(run: _Run) -> None:
     if run.ranks.first:
         progress = Progress(step=run.step, loader=run.loader.state_dict(), job=run.job, manifest=run.loader.manifest)
-        save_checkpoint(run.out, progress, run.model, run.ema, run.optimizer)
+        save_checkpoint(run.out, progress, run.model, run.ema, run.optimizers)
 
 
 def _publish(report: StepReport, out: Path, on_report: Callable[[StepReport], None] | None) -> None:

@@ -13,7 +13,7 @@ from training.checkpoint import (
     find_checkpoint,
     load_dit,
     load_ema,
-    load_optimizer,
+    load_optimizers,
     load_weights,
     newest_checkpoint,
     read_progress,
@@ -44,14 +44,14 @@ def trained(progress: Progress) -> tuple[DiT, torch.optim.AdamW]:
 def saved(tmp_path: Path, progress: Progress) -> tuple[Path, DiT, torch.optim.AdamW]:
     model, optimizer = trained(progress)
     ema = {name: weight + 1 for name, weight in model.state_dict().items()}
-    return save_checkpoint(tmp_path, progress, model, ema, optimizer), model, optimizer
+    return save_checkpoint(tmp_path, progress, model, ema, [optimizer]), model, optimizer
 
 
 def test_weights_moments_and_average_come_back_bit_for_bit(saved, progress: Progress) -> None:
     folder, model, optimizer = saved
     other, other_optimizer = model_and_optimizer(progress)
     load_weights(folder, other)
-    load_optimizer(folder, other, other_optimizer)
+    load_optimizers(folder, other, [other_optimizer])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(optimizer.state[a], other_optimizer.state[b], atol=0, rtol=0)
@@ -95,16 +95,16 @@ def test_a_crash_while_saving_leaves_no_checkpoint_and_does_not_hinder_the_next_
     model, optimizer = trained(progress)
     not_a_tensor = {"weight": object()}
     with pytest.raises(AttributeError):
-        save_checkpoint(tmp_path, progress, model, not_a_tensor, optimizer)  # type: ignore[arg-type]
+        save_checkpoint(tmp_path, progress, model, not_a_tensor, [optimizer])  # type: ignore[arg-type]
     assert newest_checkpoint(tmp_path) is None
-    folder = save_checkpoint(tmp_path, progress, model, model.state_dict(), optimizer)
+    folder = save_checkpoint(tmp_path, progress, model, model.state_dict(), [optimizer])
     assert newest_checkpoint(tmp_path) == folder
 
 
 def test_a_finished_checkpoint_is_never_written_again(saved, tmp_path: Path, progress: Progress) -> None:
     folder, model, optimizer = saved
     before = (folder / "ema.safetensors").read_bytes()
-    assert save_checkpoint(tmp_path, progress, model, model.state_dict(), optimizer) == folder
+    assert save_checkpoint(tmp_path, progress, model, model.state_dict(), [optimizer]) == folder
     assert (folder / "ema.safetensors").read_bytes() == before
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import packing
-from packing.errors import ConfigError, ShardError
+from packing.errors import ConfigError, ModelError, ShardError
 from training import DiTConfig, StepReport, TrainJob, train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,8 +53,11 @@ def test_overfitting_eight_clips_learns_the_clips_themselves(corpus, job) -> Non
     assert sum(curve[-30:]) / 30 < 0.4
 
 
-def test_a_resumed_run_repeats_the_losses_and_weights_of_an_undisturbed_one_bit_for_bit(corpus, job, tmp_path) -> None:
-    whole = job(steps=7, out=str(tmp_path / "whole"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_repeats_the_losses_and_weights_of_an_undisturbed_one_bit_for_bit(
+    corpus, job, tmp_path, optimizer
+) -> None:
+    whole = job(steps=7, optimizer=optimizer, out=str(tmp_path / "whole"))
     broken = with_settings(whole, out=str(tmp_path / "broken"))
     undisturbed = losses(whole, corpus(20))
     first = losses(with_settings(broken, steps=3), corpus(20))
@@ -109,6 +112,26 @@ def test_a_checkpoint_of_another_model_is_refused(corpus, job) -> None:
     train(job(steps=1), corpus(8))
     with pytest.raises(ConfigError, match="another model"):
         train(replace(job(steps=2), model=DiTConfig(width=48, depth=2, heads=2)), corpus(8))
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(corpus, job) -> None:
+    train(job(steps=1), corpus(8))
+    with pytest.raises(ModelError, match=r"another train\.optimizer"):
+        train(job(steps=2, optimizer="muon"), corpus(8))
+
+
+def test_muon_learns_faster_than_adamw(corpus, job, tmp_path) -> None:
+    settings = job(steps=40, global_batch=8, lr=3e-3, caption_drop=0.0, out=str(tmp_path / "adamw"))
+    adamw = losses(settings, corpus(8))
+    muon = losses(with_settings(settings, optimizer="muon", out=str(tmp_path / "muon")), corpus(8))
+    assert sum(muon[-10:]) < 0.9 * sum(adamw[-10:])
+
+
+def test_the_learning_rate_rises_stays_and_falls(corpus, job) -> None:
+    reports: list[StepReport] = []
+    train(job(steps=10, warmup_steps=2, cooldown=0.5, lr=1e-3), corpus(8), reports.append)
+    rates = [round(report.lr * 1e3, 6) for report in reports]
+    assert rates == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
 
 
 def test_a_checkpoint_of_other_shards_is_refused(corpus, job) -> None:
