@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from training.config import DiTConfig, TrainConfig, TrainJob
     from training.meter import StepReport
     from training.model import DiT
-    from training.sampler import sample_video, write_mp4
+    from training.sampler import VideoSampler, sample_video, write_mp4
     from training.trainer import train
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "StepReport",
     "TrainConfig",
     "TrainJob",
+    "VideoSampler",
     "sample_video",
     "segment_attention",
     "train",
@@ -39,6 +40,7 @@ _HOME = {
     "StepReport": "meter",
     "TrainConfig": "config",
     "TrainJob": "config",
+    "VideoSampler": "sampler",
     "sample_video": "sampler",
     "segment_attention": "attention",
     "train": "trainer",

@@ -55,25 +55,17 @@ def sample(checkpoint: Path, prompt: str, out: Path, size: str, seconds: float, 
 
     The size is snapped to what the codec and the patch can make. Prints the path of the mp4.
     """
-    from training.checkpoint import find_checkpoint, read_progress
-    from training.sampler import sample_video, snap_shape, write_mp4
+    from training.sampler import VideoSampler, snap_shape, write_mp4
 
     width_px, height_px = _parse_size(size)
-    folder = find_checkpoint(checkpoint)
-    manifest = read_progress(folder).manifest
+    sampler = VideoSampler(checkpoint)
+    manifest = sampler.manifest
     shape = snap_shape(manifest, height_px=height_px, width_px=width_px, seconds=seconds)
     made = f"{shape.width_px}x{shape.height_px}, {shape.frames} frames at {manifest.fps:g} fps"
     if (shape.width_px, shape.height_px, shape.frames) != (width_px, height_px, round(seconds * manifest.fps)):
         click.echo(f"the nearest to {size} for {seconds:g} s that the model can make: {made}", err=True)
-    frames = sample_video(
-        folder,
-        prompt,
-        height_px=height_px,
-        width_px=width_px,
-        seconds=seconds,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
+    frames = sampler.sample(
+        prompt, height_px=height_px, width_px=width_px, seconds=seconds, steps=steps, guidance=guidance, seed=seed
     )
     write_mp4(frames, manifest.fps, out)
     click.echo(out)

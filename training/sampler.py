@@ -8,9 +8,10 @@ Shapes: n tokens of one clip, D token width, m text tokens, E text width; pixels
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from packing.codec import VideoCodec, load_codec
 from packing.errors import ModelError
-from packing.manifest import Manifest
-from packing.text import Backend, load_text_encoder
+from packing.manifest import Manifest, TextEncoderFacts
+from packing.text import Backend, TextEncoder, load_text_encoder
 from packing.tokens import unpatchify
 from training.checkpoint import find_checkpoint, load_dit, read_progress
 from training.flow import Velocity, clip_noise, euler_sample, guide
@@ -51,45 +52,61 @@ def snap_shape(manifest: Manifest, *, height_px: int, width_px: int, seconds: fl
     return SampleShape(frames=1 + (t * pt - 1) * st, height_px=h * sh * ph, width_px=w * sw * pw, grid=(t, h, w))
 
 
-def sample_video(
-    checkpoint: Path | str,
-    prompt: str,
-    *,
-    height_px: int,
-    width_px: int,
-    seconds: float,
-    steps: int = 50,
-    guidance: float = 3.0,
-    seed: int = 0,
-) -> Frames:
-    """Make a video of a prompt: uint8 [F, Y, X, 3] at the manifest's frame rate, its size snapped by `snap_shape`.
+class VideoSampler:
+    """A checkpoint ready to sample from: the averaged weights with the codec and the text encoder of its shards.
 
     Args:
         checkpoint: a checkpoint folder, or a training output folder, whose newest is taken.
-        prompt: what to show; the empty text gives an unconditional sample.
-        height_px: rows wanted.
-        width_px: columns wanted.
-        seconds: duration wanted.
-        steps: Euler steps, each one or two passes of the model.
-        guidance: 1.0 follows the caption as trained, above 1 exaggerates it, 0.0 ignores it.
-        seed: chooses the noise.
 
     Raises:
         ModelError: there is no checkpoint, or its codec or text encoder is no longer what made the shards.
     """
-    folder = find_checkpoint(Path(checkpoint))
-    progress = read_progress(folder)
-    manifest, config = progress.manifest, progress.job.train
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, codec = load_dit(folder, progress).to(device), matching_codec(manifest)
-    text = encode_prompt(manifest, prompt).to(device)  # [m, E]
-    shape = snap_shape(manifest, height_px=height_px, width_px=width_px, seconds=seconds)
-    t, h, w = shape.grid
-    noise = clip_noise(seed, 0, "sample", t * h * w, manifest.token_dim).to(device)  # [n, D]
-    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-        velocity = guided_velocity(model, text, shape.grid, guidance)
-        tokens = euler_sample(velocity, noise, steps=steps, shift=config.timestep_shift)  # [n, D]
-    return codec.decode(unpatchify(tokens.cpu(), shape.grid, manifest.patch, manifest.channels))
+
+    def __init__(self, checkpoint: Path | str) -> None:
+        folder = find_checkpoint(Path(checkpoint))
+        progress = read_progress(folder)
+        self.manifest = progress.manifest
+        self._config = progress.job.train
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_dit(folder, progress).to(self._device)
+        self._codec = matching_codec(self.manifest)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompt: str,
+        *,
+        height_px: int,
+        width_px: int,
+        seconds: float,
+        steps: int = 50,
+        guidance: float = 3.0,
+        seed: int = 0,
+    ) -> Frames:
+        """Make a video of a prompt: uint8 [F, Y, X, 3] at the manifest's frame rate, its size snapped by `snap_shape`.
+
+        Args:
+            prompt: what to show; the empty text gives an unconditional sample.
+            height_px: rows wanted.
+            width_px: columns wanted.
+            seconds: duration wanted.
+            steps: Euler steps, each one or two passes of the model.
+            guidance: 1.0 follows the caption as trained, above 1 exaggerates it, 0.0 ignores it.
+            seed: chooses the noise.
+        """
+        text = encode_prompt(self.manifest, prompt).to(self._device)  # [m, E]
+        shape = snap_shape(self.manifest, height_px=height_px, width_px=width_px, seconds=seconds)
+        t, h, w = shape.grid
+        noise = clip_noise(seed, 0, "sample", t * h * w, self.manifest.token_dim).to(self._device)  # [n, D]
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            velocity = guided_velocity(self._model, text, shape.grid, guidance)
+            tokens = euler_sample(velocity, noise, steps=steps, shift=self._config.timestep_shift)  # [n, D]
+        return self._codec.decode(unpatchify(tokens.cpu(), shape.grid, self.manifest.patch, self.manifest.channels))
+
+
+def sample_video(checkpoint: Path | str, prompt: str, **options: Any) -> Frames:
+    """Make one video of a prompt; `VideoSampler` tells the options, and is the better choice for many prompts."""
+    return VideoSampler(checkpoint).sample(prompt, **options)
 
 
 def guided_velocity(model: DiT, text: Tensor, grid: tuple[int, int, int], guidance: float) -> Velocity:
@@ -123,9 +140,14 @@ def velocities(model: DiT, tokens: Tensor, t: float, grid: tuple[int, int, int],
 
 def encode_prompt(manifest: Manifest, prompt: str) -> Tensor:
     """Encode a prompt [m, E] as the captions of the shards were; the empty prompt is no text at all, [0, E]."""
-    facts = manifest.text_encoder
     if not prompt:
-        return torch.zeros(0, facts.width)
+        return torch.zeros(0, manifest.text_encoder.width)
+    return matching_text_encoder(manifest.text_encoder).encode([prompt])[0].float()
+
+
+@cache
+def matching_text_encoder(facts: TextEncoderFacts) -> TextEncoder:
+    """Load the text encoder that made the captions' features, once a process."""
     encoder = load_text_encoder(
         facts.model,
         backend=cast(Backend, facts.backend),
@@ -134,7 +156,7 @@ def encode_prompt(manifest: Manifest, prompt: str) -> Tensor:
         max_tokens=facts.max_tokens,
     )
     _require_same_weights("text encoder", facts.model, facts.weights, encoder.facts.weights)
-    return encoder.encode([prompt])[0].float()
+    return encoder
 
 
 def matching_codec(manifest: Manifest) -> VideoCodec:
