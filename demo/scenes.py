@@ -127,6 +127,13 @@ def held_out(combination: tuple[str, str, str, str]) -> bool:
     return hashlib.sha256(" ".join(combination).encode()).digest()[0] < 26
 
 
+def stands_out(colour: str, ground: str) -> bool:
+    """Tell whether a colour is far from everything between the two of a background; others do not occur on it."""
+    first, second = (np.array(c, dtype=float) for c in BACKGROUNDS[ground][1:])
+    mixes = first + np.linspace(0, 1, 9)[:, None] * (second - first)
+    return float(np.linalg.norm(mixes - np.array(COLOURS[colour]), axis=1).min()) > 85
+
+
 def draw_scene(
     random: np.random.Generator, *, seconds: float, aspect: float, most_shapes: int = 3, any_combination: bool = False
 ) -> Scene:
@@ -147,8 +154,12 @@ def draw_scene(
 
 def short_caption(scene: Scene) -> str:
     """Say what the largest shape does, and where."""
-    main = scene.main
-    return f"{_article(main.colour)} {main.colour} {main.shape} {MOTIONS[main.motion]} on a {scene.background} background."
+    return short_text(*scene.combination)
+
+
+def short_text(shape: str, colour: str, motion: str, background: str) -> str:
+    """Word a combination as short captions do."""
+    return f"{_article(colour)} {colour} {shape} {MOTIONS[motion]} on a {background} background."
 
 
 def dense_caption(scene: Scene) -> str:
@@ -210,7 +221,7 @@ def _any_scene(random: np.random.Generator, seconds: float, aspect: float, most_
     motion = str(random.choice([m for m in MOTIONS if seconds <= LONGEST_STRETCH_S or m not in STRETCHED]))
     others = int(random.choice(3, p=[0.75, 0.18, 0.07]))
     others = min(max(others, motion == "still"), most_shapes - 1)  # something moves in every scene
-    colours = [str(c) for c in random.permutation([c for c in COLOURS if _stands_out(COLOURS[c], ground)])]
+    colours = [str(c) for c in random.permutation([c for c in COLOURS if stands_out(c, ground)])]
     across, down = max(1.0, aspect), max(1.0, 1 / aspect)
     kinds = [str(kind) for kind in random.permutation(list(SHAPES))]
     main = _any_shape(random, kinds[0], colours[0], motion, float(random.uniform(0.17, 0.26)), across, down)
@@ -247,13 +258,6 @@ def _any_shape(
         angle=float(random.uniform(-0.3, 0.3)),
         rgb=_tinted(COLOURS[colour], random.integers(-10, 11, size=3)),
     )
-
-
-def _stands_out(colour: Rgb, ground: str) -> bool:
-    """Tell whether a colour is far from everything between the two of a background."""
-    first, second = (np.array(c, dtype=float) for c in BACKGROUNDS[ground][1:])
-    mixes = first + np.linspace(0, 1, 9)[:, None] * (second - first)
-    return float(np.linalg.norm(mixes - np.array(colour), axis=1).min()) > 85
 
 
 def _tinted(colour: Rgb, by: NDArray[np.int64]) -> Rgb:
