@@ -17,6 +17,8 @@ COMMANDS = {
     "verify": "pipeline.cli:verify",
     "pack": "pipeline.cli:pack",
     "retry": "pipeline.cli:retry",
+    "lint": "pipeline.cli:lint",
+    "calibrate": "training.cli:calibrate",
     "train": "training.cli:train",
     "sample": "training.cli:sample",
 }

@@ -1,6 +1,6 @@
 """How full rows get, how fast, and how well ranks are balanced: our planner and the usual policies over the same clips.
 
-    python benchmarks/planner.py --clips 100000 --repeats 5
+    python benchmarks/packing.py --clips 100000 --repeats 5
 
 Fill is the tokens of clips ÷ the tokens that are computed on: rows × L for the policies that pack, the padded tokens for those
 that pad (for these, "rows" are batches of at most L padded tokens). Speed is in clips a second of processor time of this one
@@ -12,13 +12,18 @@ import argparse
 import itertools
 import os
 import platform
+import sys
 import time
+import tracemalloc
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be this script: its folder comes first
 
 from packing.cost import CostModel, dit_cost
 from packing.planner import deal_rows, plan_rows, straggler_efficiency
@@ -58,6 +63,26 @@ def mixed_corpus(n: int, seed: int) -> Lengths:
     latent_frames[generator.random(n) < 0.3] = 1
     tokens: Lengths = (latent_frames * height * width).astype(np.int64)
     return tokens
+
+
+def length_corpora(n: int, seed: int) -> dict[str, Lengths]:
+    """Token counts of n clips of other kinds than the mixed corpus, of at most 36,864 tokens each."""
+    generator = np.random.default_rng(seed)
+    most = CAPACITIES[0]
+    halves = np.where(generator.random(n) < 0.5, generator.normal(1_500, 300, n), generator.normal(24_000, 3_000, n))
+    drawn = {
+        "mixed, as above": mixed_corpus(n, seed),
+        "mixed, each length ±1 %": mixed_corpus(n, seed) * (1 + 0.01 * generator.standard_normal(n)),
+        "uniform": generator.uniform(1, most, n),
+        "log-normal, median 3,000": 3_000 * np.exp(generator.standard_normal(n)),
+        "log-normal, median 250": 250 * np.exp(0.8 * generator.standard_normal(n)),
+        "exponential, mean 6,000": generator.exponential(6_000, n),
+        "two humps, 1,500 and 24,000": halves,
+        "all 5,000": np.full(n, 5_000),
+        "powers of two, 64 to 16,384": 2.0 ** generator.integers(6, 15, n),
+        "one of 36,864, others 256": np.where(np.arange(n) == n // 2, most, 256),
+    }
+    return {name: np.clip(lengths, 1, most).astype(np.int64) for name, lengths in drawn.items()}
 
 
 def next_fit(lengths: Lengths, capacity: int) -> Rows:
@@ -179,6 +204,37 @@ def fill_table(lengths: Lengths, capacity: int, repeats: int) -> None:
     )
 
 
+def corpora_table(n: int, seed: int, repeats: int) -> None:
+    """Print what `plan_rows` makes of corpora of other kinds, beside a bound: no plan fills more, most none can fill as much.
+
+    Bytes a clip are those of the rows, and the most that was allocated at any time while planning.
+    """
+    lines = []
+    for (name, lengths), capacity in itertools.product(length_corpora(n, seed).items(), CAPACITIES):
+        found = pack("plan_rows (ours)", lengths, capacity, repeats)
+        held, most = memory(lengths, capacity)
+        figures = [f"{np.unique(lengths).size:,}", f"{capacity:,}", f"{found.fill:.2%}", f"{row_bound(lengths, capacity):.2%}"]
+        lines.append([name, *figures, f"{found.clips_per_s:,.0f}", f"{held:.0f}", f"{most:.0f}"])
+    print("\n## plan_rows over corpora of other kinds\n")
+    table(["lengths", "distinct", "L", "fill", "bound", "clips/s", "bytes a clip", "at most"], lines)
+
+
+def row_bound(lengths: Lengths, capacity: int, max_segments: int = 512) -> float:
+    """Return a fill that no plan exceeds: each clip over half a row needs its own, and no row has over `max_segments`."""
+    least = max(-(-int(lengths.sum()) // capacity), int((lengths > capacity / 2).sum()), -(-lengths.size // max_segments))
+    return float(lengths.sum() / (least * capacity))
+
+
+def memory(lengths: Lengths, capacity: int) -> tuple[float, float]:
+    """Return the bytes a clip that the rows take, and the most that planning them took, by Python's own account."""
+    tracemalloc.start()
+    rows = plan_rows(lengths, capacity=capacity)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows
+    return held / lengths.size, most / lengths.size
+
+
 def straggler_table(lengths: Lengths, capacity: int, cost: CostModel) -> None:
     """Print the balance of ranks by window, and how often two rows of one step meet again in the next epoch."""
     costs = cost.row_costs(plan_rows(lengths, capacity=capacity), lengths)
@@ -227,6 +283,7 @@ def main() -> None:
     print(f"90th percentile {ninth:,.0f}, longest {lengths.max():,}, {np.unique(lengths).size} distinct lengths")
     for capacity in CAPACITIES:
         fill_table(lengths, capacity, asked.repeats)
+    corpora_table(asked.clips, asked.seed, asked.repeats)
     print("\nIn brackets: pairs of rows of a step that share a step in the next epoch too.")
     for capacity, attention in itertools.product(CAPACITIES[:2], (0.5, 1.0)):
         straggler_table(lengths, capacity, dit_cost(attention=attention))

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from scenedetect import AdaptiveDetector, SceneManager, open_video
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
+
 from pipeline.config import SplitConfig
 from pipeline.sandbox import Limits, Sandbox
 from pipeline.stages.split import Split

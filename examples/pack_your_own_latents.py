@@ -6,9 +6,11 @@ Stand-ins are made up here for what you have: a latent [C, T, H, W] for each cli
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.utils.data import DataLoader
 
 import packing
 
@@ -57,8 +59,14 @@ def main() -> None:
 
     # 3. Read them as one of two ranks would; the loader goes on for ever, epoch after epoch.
     loader = packing.ShardLoader(url, global_batch=4, rank=0, world_size=2)
-    for _, batch in zip(range(3), loader, strict=False):
+    for batch in itertools.islice(loader, 3):
         print(f"latents {tuple(batch.latents.shape)} of {len(batch.clip_ids)} clips; state {loader.state_dict()}")
+
+    # 4. Go on with any other number of ranks; in torch, from a DataLoader with or without workers.
+    again = packing.ShardLoader(url, global_batch=4, rank=2, world_size=3, pin_memory=True)
+    again.load_state_dict(loader.state_dict())
+    for batch in itertools.islice(DataLoader(again, batch_size=None), 2):
+        print(f"latents {tuple(batch.latents.shape)} of step {batch.step}; a state to save: {again.state_after(batch)}")
 
 
 if __name__ == "__main__":

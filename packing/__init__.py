@@ -13,14 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from packing.batches import Batch
     from packing.clip import load_clip
     from packing.codec import VideoCodec, load_codec
-    from packing.cost import CostModel, dit_cost
+    from packing.cost import CostModel, dit_cost, fit_cost
     from packing.geometry import fit_frame, latent_shape, legal_frames, token_grid
-    from packing.loader import Batch, ShardLoader
+    from packing.lint import lint_corpus
+    from packing.loader import ShardLoader
     from packing.manifest import CodecFacts, Manifest, TextEncoderFacts, open_manifest
+    from packing.mixture import MixedLoader, Mixture, Phase, Source, open_loader
+    from packing.picture import plan_picture
+    from packing.pieces import divide_clip
     from packing.planner import plan_rows, straggler_efficiency
-    from packing.report import PlanReport, plan_report
+    from packing.report import PlanReport, corpus_report, plan_report
     from packing.rows import read_index, read_row
     from packing.shards import Caption, PackedClip, write_shard, write_shards
     from packing.statistics import corpus_statistics
@@ -29,14 +34,19 @@ if TYPE_CHECKING:
     from packing.tokens import clip_generator, patchify, positions, unpatchify
 
 _HOME = {
+    "batches": ["Batch"],
     "clip": ["load_clip"],
     "codec": ["VideoCodec", "load_codec"],
-    "cost": ["CostModel", "dit_cost"],
+    "cost": ["CostModel", "dit_cost", "fit_cost"],
     "geometry": ["fit_frame", "latent_shape", "legal_frames", "token_grid"],
-    "loader": ["Batch", "ShardLoader"],
+    "lint": ["lint_corpus"],
+    "loader": ["ShardLoader"],
     "manifest": ["CodecFacts", "Manifest", "TextEncoderFacts", "open_manifest"],
+    "mixture": ["MixedLoader", "Mixture", "Phase", "Source", "open_loader"],
+    "picture": ["plan_picture"],
+    "pieces": ["divide_clip"],
     "planner": ["plan_rows", "straggler_efficiency"],
-    "report": ["PlanReport", "plan_report"],
+    "report": ["PlanReport", "corpus_report", "plan_report"],
     "rows": ["read_index", "read_row"],
     "shards": ["Caption", "PackedClip", "write_shard", "write_shards"],
     "statistics": ["corpus_statistics"],
@@ -52,24 +62,34 @@ __all__ = [
     "CodecFacts",
     "CostModel",
     "Manifest",
+    "MixedLoader",
+    "Mixture",
     "PackedClip",
+    "Phase",
     "PlanReport",
     "ShardLoader",
+    "Source",
     "Store",
     "TextEncoder",
     "TextEncoderFacts",
     "VideoCodec",
     "clip_generator",
+    "corpus_report",
     "corpus_statistics",
     "dit_cost",
+    "divide_clip",
+    "fit_cost",
     "fit_frame",
     "latent_shape",
     "legal_frames",
+    "lint_corpus",
     "load_clip",
     "load_codec",
     "load_text_encoder",
+    "open_loader",
     "open_manifest",
     "patchify",
+    "plan_picture",
     "plan_report",
     "plan_rows",
     "positions",

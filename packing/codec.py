@@ -27,10 +27,14 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class VideoCodec:
-    """A frozen video autoencoder: uint8 frames [F, Y, X, 3] ⇄ normalised latent [C, T, H, W]."""
+    """A frozen video autoencoder: uint8 frames [F, Y, X, 3] ⇄ normalised latent [C, T, H, W].
 
-    def __init__(self, vae: Any, facts: CodecFacts, device: torch.device) -> None:
+    It takes 1 + k·`frame_step` frames: a multiple of its stride in time, since some classes drop the rest of a chunk.
+    """
+
+    def __init__(self, vae: Any, facts: CodecFacts, device: torch.device, frame_step: int) -> None:
         self.facts = facts
+        self.frame_step = frame_step
         self._vae = vae
         self._device = device
         self._mean, self._std = _normalisation(vae, device)
@@ -73,9 +77,10 @@ class VideoCodec:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
             raise ValueError(f"frames are uint8 [F, Y, X, 3], not {frames.dtype} {frames.shape}")
         count, rows, columns, _ = frames.shape
-        t, h, w = self.stride
-        if (count - 1) % t or rows % h or columns % w or not frames.size:
-            raise ValueError(f"{count} frames of {columns}x{rows}: the codec takes 1 + k·{t} frames in multiples of {w}x{h}")
+        _, h, w = self.stride
+        step = self.frame_step
+        if (count - 1) % step or rows % h or columns % w or not frames.size:
+            raise ValueError(f"{count} frames of {columns}x{rows}: the codec takes 1 + k·{step} frames in multiples of {w}x{h}")
         return latent_shape(count, rows, columns, self.stride)
 
 
@@ -103,7 +108,7 @@ def load_codec(
         if hasattr(vae, switch):
             setattr(vae, switch, False)  # a tiled or framewise encode never equals the whole one
     try:
-        channels, stride = _probe(vae, device)
+        channels, stride, frame_step = _probe(vae, device)
     except (ValueError, RuntimeError, TypeError, AttributeError, ZeroDivisionError) as error:  # an image autoencoder
         raise ModelError(f"{model}: {name} does not encode video: {first_line(error)}") from error
     facts = CodecFacts(
@@ -113,7 +118,7 @@ def load_codec(
         channels=channels,
         stride=stride,
     )
-    return VideoCodec(vae, facts, torch.device(device))
+    return VideoCodec(vae, facts, torch.device(device), frame_step)
 
 
 def _loaded(kind: Any, folder: Path, dtype: DType, refusal: str) -> Any:
@@ -135,11 +140,22 @@ def _class_name(config: Any) -> str:
 
 
 @torch.inference_mode()
-def _probe(vae: Any, device: str) -> tuple[int, Stride]:
-    """Measure channels and strides on two black clips; config keys for them differ by class and are wrong in some."""
-    few, many = (_mode(vae.encode(torch.zeros(1, 3, n, 64, 64, dtype=vae.dtype, device=device))) for n in (25, 49))
+def _probe(vae: Any, device: str) -> tuple[int, Stride, int]:
+    """Measure channels, strides and the frame step on black clips; config keys for them differ by class and are wrong in some.
+
+    Wan's class encodes in chunks of four frames whatever its stride, and drops what is left over.
+    """
+
+    def encoded(frames: int) -> Tensor:
+        return _mode(vae.encode(torch.zeros(1, 3, frames, 64, 64, dtype=vae.dtype, device=device)))
+
+    few, many = encoded(25), encoded(49)
     stride = 24 // (many.shape[2] - few.shape[2]), 64 // few.shape[3], 64 // few.shape[4]
-    return few.shape[1], stride
+    steps = (stride[0] * times for times in (1, 2, 4, 8))
+    step = next((step for step in steps if encoded(1 + step).shape[2] == 1 + step // stride[0]), 0)
+    if not step:
+        raise ValueError(f"it gives no latent frame for each {stride[0]} frames")
+    return few.shape[1], stride, step
 
 
 def _mode(encoded: Any) -> Tensor:

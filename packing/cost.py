@@ -6,6 +6,7 @@ equal tokens wait for each other. The unit is the work of all linear layers on o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,3 +56,34 @@ def dit_cost(*, width: int = 1152, mlp_ratio: float = 4.0, attention: float = 0.
     """
     linear = 12 + 4 * mlp_ratio
     return CostModel(tokens=1.0, squares=attention * 4 / (linear * width), segments=12 / linear)
+
+
+def fit_cost(rows: Sequence[Sequence[int]], seconds: ArrayLike) -> CostModel:
+    """Fit the four coefficients to measured times of rows, so that relative errors are least; none comes out negative.
+
+    Args:
+        rows: tokens of each clip of each measured row; they should differ in tokens, in Σ len² and in segments.
+        seconds: what each row took.
+
+    Raises:
+        ValueError: there are fewer rows than coefficients, or a time that is not positive.
+    """
+    times = np.asarray(seconds, dtype=np.float64)
+    terms = np.array([[sum(row), sum(length**2 for length in row), len(row), 1] for row in rows], dtype=np.float64)
+    if len(terms) < terms.shape[-1] or not (times > 0).all():
+        raise ValueError(f"a fit takes at least 4 rows with positive times, not {len(terms)} with {times.tolist()}")
+    scale = np.abs(terms).max(axis=0)
+    found = _least_squares_above_zero(terms / scale / times[:, None], np.ones(len(times))) / scale
+    return CostModel(tokens=float(found[0]), squares=float(found[1]), segments=float(found[2]), row=float(found[3]))
+
+
+def _least_squares_above_zero(terms: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solve for coefficients of zero or more: of all subsets of the few terms, that with positive ones and the least error."""
+    best, least = np.zeros(terms.shape[1]), float("inf")
+    for used in product([False, True], repeat=terms.shape[1]):
+        found = np.zeros(terms.shape[1])
+        found[list(used)] = np.linalg.lstsq(terms[:, used], target)[0]
+        error = float(((terms @ found - target) ** 2).sum())
+        if (found >= 0).all() and error < least:
+            best, least = found, error
+    return best

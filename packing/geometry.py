@@ -65,19 +65,21 @@ def _around(ideal: float, multiple: int, most: int) -> list[int]:
     return [side for side in (low, low + multiple) if 0 < side <= most]
 
 
-def legal_frames(available: int, *, stride: int, patch: int = 1, most: int | None = None) -> int:
+def legal_frames(available: int, *, stride: int, patch: int = 1, most: int | None = None, step: int | None = None) -> int:
     """Return the largest legal frame count that is at most `available` and `most`.
 
     A causal codec takes 1 + k·stride frames, which give 1 + k latent frames; these must divide into patches of `patch` frames.
+    Some work in chunks and take only 1 + k·step frames, `step` being a multiple of the stride.
 
     Raises:
         ValueError: there are too few frames for one patch.
     """
     bound = available if most is None else min(available, most)
-    latent_frames = (1 + (bound - 1) // stride) // patch * patch if bound > 0 else 0
-    if not latent_frames:
-        raise ValueError(f"{bound} frames are too few for a patch of {patch} latent frames of {stride}")
-    return 1 + (latent_frames - 1) * stride
+    step = step or stride
+    for frames in range(1 + (bound - 1) // step * step, 0, -step):
+        if (1 + (frames - 1) // stride) % patch == 0:
+            return frames
+    raise ValueError(f"{bound} frames are too few for a patch of {patch} latent frames of {stride}")
 
 
 def latent_shape(frames: int, height: int, width: int, stride: Stride) -> tuple[int, int, int]:

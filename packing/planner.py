@@ -3,51 +3,31 @@
 Invariant: every clip is in exactly one row; no row holds more than its caps. The plan is a pure function of its arguments; with
 `keys` it is the same for any order of the same clips.
 
-A pool of clips is drawn in seeded random order and packed. Rows that are all but full and the fullest quarter leave, the clips
-of the others are carried into the next pool. That streams, and fills as well as one pass over all clips.
-
-A row begins with the longest clip that is left and is completed by the fewest clips, up to three, that fill it, longer ones
-first (minimum bin slack, Fleszar and Hindi 2002, cut off at three). That leaves fewer gaps than best-fit decreasing, which
-packs a clip without a look at what the row then lacks. Clips of equal sizes are one class and a row is repeated as long as its
-classes last (a histogram as in Krell et al., arXiv 2107.02027 §3), so a pool costs time by its hundreds of distinct lengths,
-not by its thousands of clips. Which clip of a class goes where is dealt at the end, in seeded order. Cost: 1 to 2 µs a clip
-where lengths are some hundreds, up to 20 µs where all are distinct; 45 bytes a clip, which are the rows, and as many meanwhile.
+A pool of clips is drawn in seeded random order and packed (`packing.filling`). Rows that are all but full and the fullest
+quarter leave, the clips of the others are carried into the next pool. That streams, and fills as well as one pass over all
+clips. Clips of equal sizes are one class; where sizes are too many for that, ranges of lengths are (`packing.ranges`). Which
+clip of a class goes where is dealt at the end, in seeded order. Where rows hold very many clips, these are dealt out over as
+many rows as they need (`packing.spreading`). Cost: 1 to 2 µs a clip from some ten thousand clips on, up to
+20 µs for a few thousand of lengths all distinct, and for those that break a cap on text or cost; see `benchmarks/packing.py`.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-POOL = 32_768
+from packing.filling import Alike, Classes, fill_rows, unfold
+from packing.ranges import plan_ranges
+from packing.spreading import spread_rows
+
+POOL = 131_072
 FULL = 0.995
-SLACK = 0.0005
-PARTNERS = 512  # classes that are tried as one of two clips to complete a row, and
-LOOKAHEAD = 24  # as one of three
+DISTINCT = 1024  # sizes that are classes of their own: more of them cost 20 µs a clip
+MANY = 64  # clips a row on average: enough for rows to come out even
 COST_STEPS = 1 << 40
 
 Column = tuple[NDArray[np.int64], int, str]  # a size of each clip, the most of a row, what it counts
-
-
-class _Alike(NamedTuple):
-    """Rows of equal content: how many, the tokens still free in each, the class of each of their clips."""
-
-    rows: int
-    space: int
-    members: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Classes:
-    """Distinct sizes of clips, shortest first: `sizes` [classes, caps], tokens before other caps, `most` of a row [caps]."""
-
-    sizes: NDArray[np.int64]
-    most: NDArray[np.int64]
-    max_segments: int
-    of_clip: NDArray[np.integer]
+Planned = tuple[NDArray[np.int64], NDArray[np.int64]]  # the clips of all rows, row after row; how many each row has
 
 
 def plan_rows(
@@ -85,10 +65,13 @@ def plan_rows(
     columns = [(np.asarray(lengths, dtype=np.int64), capacity, "tokens")]
     columns += _capped(text_lengths, max_text, "text tokens")
     columns += _cost_steps(costs, max_cost)
+    _refuse_misfits(columns)
     order = _draw([column for column, _, _ in columns], keys, generator)
-    classes = _classify(columns, max_segments)
-    members, ends = _plan_classes(classes, order, pool)
-    return _deal_clips(members, ends, classes.of_clip[order], order, generator)
+    clips, counts = _plan(columns, order, max_segments, pool)
+    ends = np.cumsum(counts)
+    shuffled = generator.permutation(ends.size)
+    starts = (ends - counts)[shuffled].tolist()
+    return [clips[start:end] for start, end in zip(starts, ends[shuffled].tolist(), strict=True)]
 
 
 def _capped(sizes: ArrayLike | None, cap: int | None, what: str) -> list[Column]:
@@ -111,174 +94,89 @@ def _draw(columns: Sequence[NDArray[np.int64]], keys: ArrayLike | None, generato
     return drawn if keys is None else np.lexsort([*columns, np.asarray(keys)])[drawn]
 
 
-def _classify(columns: Sequence[Column], max_segments: int) -> _Classes:
-    """Find the distinct sizes of clips, shortest first, and which of them each clip has."""
+def _refuse_misfits(columns: Sequence[Column]) -> None:
     for least, (column, most, what) in zip([1, 0, 0], columns, strict=False):
         misfits = column[(column < least) | (column > most)]
         if misfits.size:
             raise ValueError(f"a clip of {misfits[0]} {what} does not fit a row of {most}")
-    table = columns[0][0] if len(columns) == 1 else np.stack([column for column, _, _ in columns], axis=1)
-    sizes, of_clip = np.unique(table, axis=0, return_inverse=True)
-    return _Classes(
-        sizes=sizes.reshape(len(sizes), len(columns)),
+
+
+def _plan(columns: Sequence[Column], order: NDArray[np.int64], max_segments: int, pool: int) -> Planned:
+    """Plan rows of all clips by their very sizes; where these are too many, or too small, most clips in other ways."""
+    lengths, capacity, _ = columns[0]
+    classes, drawn = _classify(columns, order, max_segments)
+    if order.size * capacity > MANY * lengths.sum():
+        planned = spread_rows(lengths, order, capacity=capacity, max_segments=max_segments)
+    elif len(classes.sizes) > DISTINCT:
+        planned = plan_ranges(lengths, order, capacity=capacity, max_segments=max_segments, pool=pool)
+    else:
+        return _plan_exactly(classes, drawn, order, pool)
+    clips, counts = _within(planned, columns[1:])
+    # What is left, and what is in rows that another cap than that on tokens forbids.
+    left = np.ones(lengths.size, dtype=bool)
+    left[clips] = False
+    rest = order[left[order]]
+    more, more_counts = _plan_exactly(*_classify(columns, rest, max_segments), rest, pool)
+    return np.concatenate([clips, more]), np.concatenate([counts, more_counts])
+
+
+def _plan_exactly(classes: Classes, drawn: NDArray[np.integer], order: NDArray[np.int64], pool: int) -> Planned:
+    """Plan rows of the clips `order`, of which `drawn` tells the classes; each distinct size is a class."""
+    members, counts = _plan_classes(classes, drawn, pool)
+    clips = np.empty_like(order)  # each planned place gets a clip of its class, in the order drawn
+    clips[np.argsort(members, kind="stable")] = order[np.argsort(drawn, kind="stable")]
+    return clips, counts
+
+
+def _classify(columns: Sequence[Column], order: NDArray[np.int64], max_segments: int) -> tuple[Classes, NDArray[np.integer]]:
+    """Find the distinct sizes of the clips `order`, shortest first, and which of them each clip has."""
+    numbers = np.zeros(order.size, dtype=np.int64)
+    for column, _, _ in columns:  # numbering pairs (class so far, size) is faster than sorting the rows of a table
+        sizes, of_size = np.unique(column[order], return_inverse=True)
+        numbers = np.unique(numbers * sizes.size + of_size, return_inverse=True)[1]
+    first = np.unique(numbers, return_index=True)[1]
+    classes = Classes(
+        sizes=np.stack([column[order][first] for column, _, _ in columns], axis=1),
         most=np.array([most for _, most, _ in columns], dtype=np.int64),
         max_segments=max_segments,
-        of_clip=of_clip.reshape(-1).astype(np.min_scalar_type(len(sizes))),  # 16 bits are sorted by radix
     )
+    return classes, numbers.astype(np.min_scalar_type(first.size))  # 16 bits are sorted by radix
 
 
-def _plan_classes(classes: _Classes, order: NDArray[np.int64], pool: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """Plan rows by class alone: the class of each member of all rows, row after row, and where each row ends."""
-    members, sizes = [classes.of_clip[:0]], [np.zeros(0, dtype=np.int64)]
+def _plan_classes(classes: Classes, drawn: NDArray[np.integer], pool: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """Plan rows by class alone: the class of each member of all rows, row after row, and how many members a row has.
+
+    `drawn` is the class of each clip, in the order drawn.
+    """
+    members, sizes = [drawn[:0]], [np.zeros(0, dtype=np.int64)]
     carried = members[0]
-    for start in range(0, order.size, pool):
-        drawn = classes.of_clip[order[start : start + pool]]
-        alike = sorted(_Pool(np.concatenate([carried, drawn]), classes).rows(), key=lambda rows: rows.space)
-        content, lengths = _unfold(alike, classes.of_clip.dtype)
-        leaving = lengths.size if start + pool >= order.size else _leaving(alike, int(classes.most[0]))
+    for start in range(0, drawn.size, pool):
+        alike = fill_rows(np.concatenate([carried, drawn[start : start + pool]]), classes)
+        content, lengths = unfold(alike, drawn.dtype)
+        leaving = lengths.size if start + pool >= drawn.size else _leaving(alike, int(classes.most[0]))
         cut = int(lengths[:leaving].sum())
         members.append(content[:cut])
         sizes.append(lengths[:leaving])
         carried = content[cut:]
-    return np.concatenate(members), np.cumsum(np.concatenate(sizes))
+    return np.concatenate(members), np.concatenate(sizes)
 
 
-class _Pool:
-    """Clips to be packed, counted by class; `fit[r]` is the longest class left of at most r tokens, or -1."""
-
-    def __init__(self, clips: NDArray[np.integer], classes: _Classes) -> None:
-        self.present, self.left = np.unique(clips, return_counts=True)
-        self.table, self.most = classes.sizes[self.present], classes.most.tolist()
-        self.sizes: list[list[int]] = self.table.tolist()
-        self.tokens = np.append(self.table[:, 0], 0)  # the class that is none, -1, has no tokens
-        self.max_segments = classes.max_segments
-        self.slack = int(self.most[0] * SLACK)
-        bounds = np.concatenate([[0], self.table[:, 0], [self.most[0] + 1]])
-        self.fit = np.repeat(np.arange(-1, len(self.sizes)), np.diff(bounds))
-        # The neighbours of each class among those left; one more entry, [-1] too, takes what is written beyond both ends.
-        self.shorter = list(range(-1, len(self.sizes)))
-        self.longer = list(range(1, len(self.sizes) + 2))
-
-    def rows(self) -> Iterator[_Alike]:
-        """Pack all clips."""
-        while self.fit[-1] >= 0:
-            yield self._row()
-
-    def _row(self) -> _Alike:
-        """Fill one row, and as many more with the same content as there are clips for."""
-        row: list[int] = []
-        room = self.most
-        while take := self._next(room, self.max_segments - len(row)):
-            row += take
-            room = self._less(room, take)
-            for number, times in Counter(take).items():
-                self._remove(number, times)
-        used = Counter(row)
-        again = min(int(self.left[number]) // times for number, times in used.items())
-        if again:
-            for number, times in used.items():
-                self._remove(number, again * times)
-        return _Alike(1 + again, room[0], self.present[row].tolist())
-
-    def _less(self, room: list[int], take: list[int]) -> list[int]:
-        return [free - sum(self.sizes[number][cap] for number in take) for cap, free in enumerate(room)]
-
-    def _remove(self, number: int, times: int) -> None:
-        self.left[number] -= times
-        if not self.left[number]:
-            shorter, longer = self.shorter[number], self.longer[number]
-            self.fit[self.sizes[number][0] : self.sizes[longer][0] if longer < len(self.sizes) else None] = shorter
-            self.longer[shorter], self.shorter[longer] = longer, shorter
-
-    def _next(self, room: list[int], segments: int) -> list[int]:
-        """Choose the classes of the clips that a row with this room takes next; none when it takes no more."""
-        longest = self._longest(room) if segments else -1
-        if longest < 0:
-            return []
-        space, tokens = room[0], self.sizes[longest][0]
-        if space - tokens <= self.slack or space == self.most[0]:
-            return [longest]
-        if space > 4 * tokens:  # far from full, no need to look ahead
-            return [longest] * max(1, min(space // tokens - 3, segments, *self._copies(longest, room)))
-        take = self._completion(space, longest)
-        return take if len(take) <= segments and self._allows(take, room) else [longest]
-
-    def _longest(self, room: list[int]) -> int:
-        """Return the longest class left that fits under all caps, or -1."""
-        longest = int(self.fit[room[0]])
-        if len(room) > 1 and longest >= 0 and min(self._less(room, [longest])) < 0:
-            fitting = np.flatnonzero((self.left > 0) & (self.table <= room).all(axis=1))
-            return int(fitting[-1]) if fitting.size else -1
-        return longest
-
-    def _completion(self, space: int, longest: int) -> list[int]:
-        """Find two clips that leave no more than the slack of `space` free, else of up to three those that leave the least."""
-        some = _thinned(np.flatnonzero(self.left[: longest + 1]), PARTNERS)
-        free, pair = self._best(space - self.tokens[some])
-        two = [int(some[pair[0]]), *pair[1:]]
-        if free <= self.slack:
-            return two
-        few = _thinned(some, LOOKAHEAD)
-        least, triple = self._best(np.subtract.outer(space - self.tokens[few], self.tokens[some]).ravel())
-        first, second = divmod(triple[0], some.size)
-        return [int(few[first]), int(some[second]), *triple[1:]] if least < free else two
-
-    def _best(self, spaces: NDArray[np.int64]) -> tuple[int, list[int]]:
-        """Find the space that one more clip fills best; return what stays free, and [place of the space, class if any]."""
-        last = self.fit[spaces]  # of a space below 0 it is nonsense, and not asked for
-        free = np.where(spaces < 0, self.most[0], spaces - self.tokens[last])
-        filled = np.flatnonzero(free <= self.slack)
-        best = int(filled[-1] if filled.size else free.argmin())
-        return int(free[best]), [best] if last[best] < 0 else [best, int(last[best])]
-
-    def _copies(self, number: int, room: list[int]) -> list[int]:
-        """Say how many clips of a class are left, and how many fit under each cap."""
-        return [int(self.left[number]), *(free // need for free, need in zip(room, self.sizes[number], strict=True) if need)]
-
-    def _allows(self, take: list[int], room: list[int]) -> bool:
-        """Tell whether there are clips enough of these classes, and room for them under all caps."""
-        return all(take.count(number) <= self.left[number] for number in take) and min(self._less(room, take)) >= 0
-
-
-def _thinned(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Keep no more than so many classes, evenly, the longest among them."""
-    step = max(1, -(-classes.size // most))
-    return classes[::-step][::-1]
-
-
-def _unfold(alike: Sequence[_Alike], dtype: np.dtype[Any]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """Write rows out one by one: the class of each member, and the number of members of each row."""
-    members = [member for rows in alike for member in rows.members * rows.rows]
-    sizes = np.repeat([len(rows.members) for rows in alike], [rows.rows for rows in alike])
-    return np.array(members, dtype=dtype), sizes.astype(np.int64)
-
-
-def _leaving(alike: Sequence[_Alike], capacity: int) -> int:
+def _leaving(alike: Sequence[Alike], capacity: int) -> int:
     full = sum(rows.rows for rows in alike if rows.space <= capacity * (1 - FULL))
     return max(full, sum(rows.rows for rows in alike) // 4, 1)
 
 
-def _deal_clips(
-    members: NDArray[np.integer],
-    ends: NDArray[np.int64],
-    drawn: NDArray[np.integer],
-    order: NDArray[np.int64],
-    generator: np.random.Generator,
-) -> list[NDArray[np.int64]]:
-    """Give each planned place a clip of its class, in the order drawn, and shuffle the rows.
-
-    Args:
-        members: the class of each place of all rows, row after row.
-        ends: where each row ends in `members`.
-        drawn: the class of each clip in the order drawn.
-        order: the clips in the order drawn.
-        generator: draws the order of rows.
-    """
-    clips = np.empty_like(order)
-    clips[np.argsort(members, kind="stable")] = order[np.argsort(drawn, kind="stable")]
-    starts = np.concatenate([[0], ends[:-1]]) if ends.size else ends
-    shuffled = generator.permutation(ends.size)
-    return [clips[start:end] for start, end in zip(starts[shuffled].tolist(), ends[shuffled].tolist(), strict=True)]
+def _within(planned: Planned, caps: Sequence[Column]) -> Planned:
+    """Keep the rows that hold no more than `caps` allow, but for as many of the slackest as do not, for these to mix with."""
+    clips, counts = planned
+    starts = np.cumsum(counts) - counts
+    use = np.zeros(counts.size)
+    for column, most, _ in caps:
+        use = np.maximum(use, np.add.reduceat(column[clips], starts) / most)
+    broken = int((use > 1).sum())
+    kept = np.zeros(counts.size, dtype=bool)
+    kept[np.argsort(use, kind="stable")[broken : counts.size - broken]] = True
+    return clips[np.repeat(kept, counts)], counts[kept]
 
 
 def deal_rows(

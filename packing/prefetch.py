@@ -13,10 +13,12 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 K = TypeVar("K")
 V = TypeVar("V")
+Buffer = mmap.mmap | NDArray[np.uint8]
 GRAIN = 2 << 20  # bytes of a huge page: large buffers are of whole ones, so that items of like sizes fit each other's
 
 
@@ -50,20 +52,23 @@ class BufferPool:
 
     Args:
         spares: the most unused buffers that are kept.
+        pinned: page-locked, where there is CUDA.
     """
 
-    def __init__(self, spares: int) -> None:
-        self._spares: deque[mmap.mmap] = deque(maxlen=spares)
+    def __init__(self, spares: int, *, pinned: bool = False) -> None:
+        self._spares: deque[Buffer] = deque(maxlen=spares)
+        self._new = _new_pinned if pinned and torch.cuda.is_available() else _new_buffer
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """Return `size` bytes, uint8 [size], of any content; they are the caller's as long as anything refers to them."""
-        buffer = self._spare(size) or _new_buffer(size)
+        spare = self._spare(size)
+        buffer = self._new(size) if spare is None else spare
         memory = np.frombuffer(buffer, dtype=np.uint8)
         # Views of the array and tensors made from it hold on to the array itself, so it dies with the last of them.
         weakref.finalize(memory, self._spares.append, buffer).atexit = False
         return memory[:size]
 
-    def _spare(self, size: int) -> mmap.mmap | None:
+    def _spare(self, size: int) -> Buffer | None:
         for _ in range(len(self._spares)):
             try:
                 buffer = self._spares.pop()  # the last one that came back is the one most likely to be in the cache
@@ -75,7 +80,11 @@ class BufferPool:
         return None
 
 
-def _new_buffer(size: int) -> mmap.mmap:
+def _new_pinned(size: int) -> Buffer:
+    return torch.empty(max(1, size), dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _new_buffer(size: int) -> Buffer:
     if size < GRAIN:  # a huge page would be mostly empty
         return mmap.mmap(-1, max(1, size))
     buffer = mmap.mmap(-1, -(-size // GRAIN) * GRAIN)

@@ -1,20 +1,24 @@
 """What a plan is worth, before anything is trained on it: fill, padding saved, balance of ranks, length of an epoch.
 
-Pure: rows and lengths in, figures out. The baselines are counted over the same clips. *Pad-to-max* pads every clip to the
-longest of all. *Bucket batching* sorts clips into buckets half an octave wide (lengths within a factor of √2) and pads every
-clip to the longest of its bucket, as batches of one shape must be; it is not charged for what it leaves free in a batch, nor
-for cropping clips to a bucket's shape, so it is flattered.
+Rows and lengths in, figures out; `corpus_report` takes them from the indexes of shards. The baselines are counted over the same
+clips. *Pad-to-max* pads every clip to the longest of all. *Bucket batching* sorts clips into buckets half an octave wide
+(lengths within a factor of √2) and pads every clip to the longest of its bucket, as batches of one shape must be; it is not
+charged for what it leaves free in a batch, nor for cropping clips to a bucket's shape, so it is flattered.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from packing.cost import CostModel, dit_cost
+from packing.manifest import open_manifest
 from packing.planner import straggler_efficiency
+from packing.rows import read_index
+from packing.store import Store
 
 GRIDS_SHOWN = 12
 
@@ -23,7 +27,8 @@ GRIDS_SHOWN = 12
 class PlanReport:
     """Figures of a plan. Shares are 0 to 1; by world size: `straggler_efficiency` (mean ÷ max cost of ranks) and `steps`.
 
-    `tokens_by_grid` is by token grid "t×h×w", most tokens first, and empty when no grids were given.
+    `tokens_by_grid` is by token grid "t×h×w", most tokens first, and empty when no grids were given. `row_bytes` is the
+    mean size of a row on disk, 0 when no sizes were given; a step reads so much on each rank.
     """
 
     rows: int
@@ -35,6 +40,7 @@ class PlanReport:
     straggler_efficiency: Mapping[int, float]
     steps: Mapping[int, int]
     tokens_by_grid: Mapping[str, int]
+    row_bytes: float = 0.0
 
     @property
     def fill(self) -> float:
@@ -51,6 +57,16 @@ class PlanReport:
         """Share of the tokens of bucket batching, padding and all, that full rows do not compute."""
         return 1 - _share(self.rows * self.capacity, self.bucket_tokens)
 
+    @property
+    def step_bytes(self) -> Mapping[int, float]:
+        """Bytes that all ranks together read in a step, by world size; one row a rank."""
+        return {size: size * self.row_bytes for size in self.steps}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write all figures as plain data for JSON."""
+        shares = {name: getattr(self, name) for name in ("fill", "saved_against_max", "saved_against_buckets")}
+        return {**asdict(self), **shares, "step_bytes": dict(self.step_bytes)}
+
     def to_text(self) -> str:
         """Write the figures out for a terminal, 80 columns wide at most."""
         padded = [("pad-to-max", self.pad_to_max_tokens), ("bucket batching", self.bucket_tokens)]
@@ -63,7 +79,7 @@ class PlanReport:
             "",
             f"saved: {self.saved_against_max:.1%} of the tokens of pad-to-max, {self.saved_against_buckets:.1%} of buckets",
             "",
-            f"{'ranks':>8}{'steps an epoch':>17}{'straggler efficiency':>23}",
+            f"{'ranks':>8}{'steps an epoch':>17}{'straggler efficiency':>23}{'read a step' if self.row_bytes else '':>14}",
             *(self._world(size) for size in self.steps),
         ]
         if self.tokens_by_grid:
@@ -72,7 +88,8 @@ class PlanReport:
 
     def _world(self, size: int) -> str:
         efficiency = f"{self.straggler_efficiency[size]:.2%}" if self.rows >= size else "fewer rows than ranks"
-        return f"{size:>8,}{self.steps[size]:>17,}{efficiency:>23}"
+        read = f"{self.step_bytes[size] / 1e6:>11,.1f} MB" if self.row_bytes else ""
+        return f"{size:>8,}{self.steps[size]:>17,}{efficiency:>23}{read}"
 
 
 def plan_report(
@@ -84,6 +101,7 @@ def plan_report(
     cost: CostModel | None = None,
     seed: int = 0,
     grids: Sequence[tuple[int, int, int]] | None = None,
+    clip_bytes: ArrayLike | None = None,
 ) -> PlanReport:
     """Report on rows from `plan_rows` over clips of these token counts.
 
@@ -95,6 +113,7 @@ def plan_report(
         cost: of a row; `dit_cost()` without it.
         seed: of the order of rows.
         grids: token grid (t, h, w) of each clip, for `tokens_by_grid`.
+        clip_bytes: size of each clip on disk, captions and all, for `row_bytes`.
 
     Raises:
         ValueError: a row holds more than `capacity`.
@@ -116,7 +135,36 @@ def plan_report(
         straggler_efficiency={size: straggler_efficiency(costs, world_size=size, seed=seed) for size in world_sizes},
         steps={size: -(-len(rows) // size) for size in world_sizes},
         tokens_by_grid={} if grids is None else _tokens_by_grid([grids[clip] for clip in planned]),
+        row_bytes=0.0 if clip_bytes is None else float(np.asarray(clip_bytes)[planned].sum() / max(1, len(rows))),
     )
+
+
+def corpus_report(
+    url: str, world_sizes: Sequence[int] = (8, 64, 256), *, cost: CostModel | None = None
+) -> tuple[PlanReport, list[list[int]]]:
+    """Report on the rows of the packed corpus at `url` (a packed folder or a run), from its indexes alone.
+
+    Returns:
+        The report, and the tokens of each clip of each row, in the order of the shards.
+
+    Raises:
+        ShardError: there is no packed corpus, or an index is not the one that its manifest names.
+    """
+    manifest, base = open_manifest(url)
+    indexes = [row for entry in manifest.shards for row in read_index(Store(base), entry)]
+    lengths = [row.lengths.tolist() for row in indexes]
+    ends = np.cumsum([len(row) for row in lengths], dtype=np.int64)
+    rows = [np.arange(end - len(row), end) for row, end in zip(lengths, ends, strict=True)]
+    report = plan_report(
+        rows,
+        [length for row in lengths for length in row],
+        world_sizes,
+        capacity=manifest.sequence_length,
+        cost=cost,
+        grids=[grid for row in indexes for grid in row.grids],
+    )
+    size = sum(row.size + row.json_size for row in indexes)
+    return replace(report, row_bytes=size / max(1, len(indexes))), lengths
 
 
 def bucket_lengths(lengths: ArrayLike) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from packing.cost import dit_cost
+from packing.cost import CostModel, dit_cost
 from packing.errors import ShardError, StoreError
 from packing.manifest import ShardEntry
 from packing.store import Span, Store
@@ -66,6 +66,13 @@ class RowIndex:
     def cost(self) -> float:
         """Relative compute of the row (`packing.cost.dit_cost`), in tokens' worth of linear layers."""
         return float(COST.clip_costs(self.lengths).sum()) + COST.row
+
+
+def row_costs(rows: Sequence[RowIndex], cost: CostModel | None = None) -> NDArray[np.float64]:
+    """Return what each row costs by a model, `dit_cost()` without one."""
+    if cost is None:
+        return np.array([row.cost for row in rows])
+    return np.array([float(cost.clip_costs(row.lengths).sum()) + cost.row for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,9 @@ class PackedClip:
     facts: Mapping[str, Any]
 
 
+ClipTuple = tuple[str, Tensor, Mapping[str, str], Sequence[Tensor]]  # id, latent, captions by prompt, their features
+
+
 def shard_rows(rows: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64], shard_bytes: int) -> list[list[NDArray[np.int64]]]:
     """Group planned rows, in order, into shards of about `shard_bytes`; `sizes` are bytes of each clip."""
     shards: list[list[NDArray[np.int64]]] = []
@@ -91,7 +94,7 @@ def write_shard(store: Store, number: int, rows: Iterable[Sequence[PackedClip]],
 
 def write_shards(
     rows: Sequence[NDArray[np.int64]],
-    clips: Iterable[PackedClip],
+    clips: Iterable[PackedClip | ClipTuple],
     url: str,
     *,
     codec: CodecFacts,
@@ -106,7 +109,8 @@ def write_shards(
 
     Args:
         rows: from `plan_rows`; indices into `clips`.
-        clips: in the order of the lengths that were planned.
+        clips: in the order of the lengths that were planned. A plain tuple is a clip id, a latent [C, T, H, W], the texts of
+            its captions by prompt, and the features [m, E] of these in the same order.
         url: a folder or bucket prefix.
         codec: what made the latents.
         text_encoder: what made the caption features.
@@ -119,7 +123,7 @@ def write_shards(
     Raises:
         ShardError: another corpus lies at `url` already.
     """
-    held = list(clips)
+    held = [clip if isinstance(clip, PackedClip) else _clip_of(clip) for clip in clips]
     sizes = np.array([_size_bytes(clip) for clip in held], dtype=np.int64)
     store = Store(url)
     entries = [
@@ -200,6 +204,14 @@ def _member(name: str, data: bytes) -> bytes:
     info.size = len(data)
     header = info.tobuf(tarfile.USTAR_FORMAT)  # TarInfo's defaults are mtime 0, owner 0, mode 0644
     return header + data + bytes(-len(data) % BLOCK)
+
+
+def _clip_of(given: ClipTuple) -> PackedClip:
+    clip_id, latent, texts, features = given
+    captions = [
+        Caption(prompt=prompt, text=text, features=f) for (prompt, text), f in zip(texts.items(), features, strict=True)
+    ]
+    return PackedClip(clip_id=clip_id, latent=latent, captions=captions, facts={})
 
 
 def _facts(clip: PackedClip) -> dict[str, Any]:

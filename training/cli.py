@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("shards")
 @click.argument("settings", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
 def train(shards: str, settings: Sequence[str]) -> None:
-    """Train a diffusion transformer on SHARDS, a run folder or a packed folder.
+    """Train a diffusion transformer on SHARDS: a run folder, a packed folder, or a YAML file that mixes several.
 
     CONFIG is a YAML file; KEY=VALUE overrides one of its keys, as in train.steps=1000 or model.width=384. Run the same
     command again to go on from the newest checkpoint. Prints the folder of the last checkpoint.
@@ -39,6 +39,25 @@ def train(shards: str, settings: Sequence[str]) -> None:
         checkpoint = run_training(job, shards, on_report)
     if _first_rank():
         click.echo(checkpoint)
+
+
+@click.command()
+@click.argument("shards")
+@click.argument("settings", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
+@click.option("--length", type=click.IntRange(min=64), help="Most tokens of a timed row; by default those of SHARDS.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="The fastest counts.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON for scripts.")
+def calibrate(shards: str, settings: Sequence[str], length: int | None, repeats: int, json_: bool) -> None:
+    """Fit the cost model of rows to this device: time passes of the model that CONFIG would train on SHARDS.
+
+    Prints what rows took and what the fit predicts of them; every fourth row is left out of the fit. The last line is a setting
+    for `clipmill train`.
+    """
+    from training.calibrate import calibrate as run_calibration
+
+    config, overrides = _config_and_overrides(settings)
+    found = run_calibration(load_config(TrainJob, config, overrides), shards, length=length, repeats=repeats)
+    click.echo(found.to_json() if json_ else found.to_text())
 
 
 @click.command()

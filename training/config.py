@@ -51,6 +51,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # largest norm of the gradient
     ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
+    cost: list[float] = field(default_factory=list)  # of a row, by which ranks are balanced: what `clipmill calibrate` prints
     timestep_shift: float = 1.0  # above 1: more training, and sampling, at high noise
     precision: Literal["fp32", "bf16"] = "fp32"  # of the matrix products; weights, moments and average are fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -67,6 +68,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.caption_drop <= 1, "caption_drop", "within 0 and 1", self.caption_drop)
         _require(0 <= self.cooldown <= 1, "cooldown", "within 0 and 1", self.cooldown)
+        _require(len(self.cost) in (0, 4) and min(self.cost, default=0) >= 0, "cost", "four numbers, zero or more", self.cost)
         _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
 
 

@@ -6,7 +6,7 @@ Cuts lie between clips, never inside one. Shapes: S tokens, s segments, M text t
 from dataclasses import replace
 from itertools import pairwise
 
-from packing.loader import Batch
+from packing.batches import Batch
 
 
 def split_batch(batch: Batch, max_tokens: int) -> list[Batch]:

@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from packing.batches import Batch
 from packing.config import dump_config
+from packing.cost import CostModel
 from packing.errors import ConfigError
-from packing.loader import Batch, ShardLoader
+from packing.loader import StepLoader
 from packing.manifest import Manifest
+from packing.mixture import is_mixture, open_loader
 from packing.store import Store
 from training.checkpoint import (
     Progress,
@@ -49,7 +52,7 @@ def train(job: TrainJob, shards_url: str, on_report: Callable[[StepReport], None
 
     Args:
         job: the model and how to train it.
-        shards_url: a run folder or a packed folder.
+        shards_url: a run folder, a packed folder, or a YAML file that mixes several (`packing.mixture`).
         on_report: is given the record of every `log_every` steps, on the first rank.
 
     Raises:
@@ -85,7 +88,7 @@ class _Run:
 
     job: TrainJob
     ranks: Ranks
-    loader: ShardLoader
+    loader: StepLoader
     out: Path
     model: DiT
     parallel: nn.Module  # the model, or the model behind DDP
@@ -121,23 +124,26 @@ def output_folder(out: str, shards_url: str, manifest: Manifest) -> Path:
         ConfigError: the shards are remote and no folder is named.
     """
     root = Store(shards_url).local_root
+    root = root.parent if root and is_mixture(shards_url) else root
     if not out and root is None:
         raise ConfigError(f"train.out is missing: {shards_url} is remote, so name a local folder as train.out=…")
     return Path(out) if out or root is None else root / "training" / manifest.digest[:12]
 
 
-def _open_loader(config: TrainConfig, shards_url: str, ranks: Ranks) -> ShardLoader:
-    return ShardLoader(
+def _open_loader(config: TrainConfig, shards_url: str, ranks: Ranks) -> StepLoader:
+    tokens, squares, segments, row = config.cost or [0.0] * 4
+    return open_loader(
         shards_url,
         global_batch=config.global_batch,
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=config.seed,
         caption_drop=config.caption_drop,
+        cost=CostModel(tokens=tokens, squares=squares, segments=segments, row=row) if config.cost else None,
     )
 
 
-def _new_model(job: TrainJob, loader: ShardLoader) -> DiT:
+def _new_model(job: TrainJob, loader: StepLoader) -> DiT:
     manifest = loader.manifest
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.train.seed)

@@ -141,3 +141,10 @@ def test_a_token_grid_times_its_patch_is_the_latent(grid: tuple[int, int, int], 
 def test_a_patch_that_does_not_divide_the_latent_is_refused(latent: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="does not divide"):
         token_grid(latent, (2, 2, 2))
+
+
+def test_a_codec_that_works_in_chunks_gets_whole_chunks() -> None:
+    assert [legal_frames(n, stride=2, step=4) for n in (1, 4, 5, 16, 17, 31)] == [1, 1, 5, 13, 17, 29]
+    assert legal_frames(32, stride=2, step=4, patch=3) == 29  # 15 latent frames
+    with pytest.raises(ValueError, match="too few"):
+        legal_frames(4, stride=2, step=4, patch=3)

@@ -128,6 +128,65 @@ def test_a_mixed_corpus_fills_its_rows(lengths: np.ndarray, pool: int) -> None:
     assert lengths.sum() / (len(rows) * 36_864) >= 0.996
 
 
+def all_distinct(seed: int) -> np.ndarray:
+    """3,000 clips of as many lengths, in an order of their own."""
+    return np.random.default_rng(seed).permutation(9_000)[:3_000] + 1
+
+
+def all_short(seed: int) -> np.ndarray:
+    """3,000 clips of which 90 share a row, one as long as a row among them."""
+    return np.append(np.random.default_rng(seed).geometric(1 / 100, 2_999), 9_000)
+
+
+@pytest.mark.parametrize("draw", [all_distinct, all_short])
+@given(seed=st.integers(0, 1 << 30), most=st.sampled_from([2, 40, 512]), pool=st.sampled_from([700, 4_096]))
+@settings(max_examples=8, deadline=None)
+def test_many_lengths_and_many_clips_break_no_cap(draw: Any, seed: int, most: int, pool: int) -> None:
+    lengths = draw(seed)
+    text = np.random.default_rng(seed).integers(0, 50, lengths.size)
+    rows = plan_rows(
+        lengths,
+        capacity=9_000,
+        seed=seed,
+        max_segments=most,
+        pool=pool,
+        text_lengths=text,
+        max_text=300,
+        costs=text,
+        max_cost=250.0,
+    )
+    assert sorted(np.concatenate(rows).tolist()) == list(range(lengths.size))
+    assert max(lengths[row].sum() for row in rows) <= 9_000
+    assert max(row.size for row in rows) <= most
+    assert max(text[row].sum() for row in rows) <= 250
+
+
+@pytest.mark.parametrize("draw", [all_distinct, all_short])
+def test_the_order_of_many_clips_does_not_matter(draw: Any) -> None:
+    lengths = draw(0)
+    text = lengths % 37
+    plans = []
+    for order in (np.arange(lengths.size), np.random.default_rng(1).permutation(lengths.size)):
+        rows = plan_rows(lengths[order], capacity=9_000, seed=4, keys=order, text_lengths=text[order], max_text=200)
+        plans.append([order[row].tolist() for row in rows])
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("draw", [all_distinct, all_short])
+def test_many_lengths_and_many_clips_fill_their_rows(draw: Any) -> None:
+    lengths = draw(0)
+    rows = plan_rows(lengths, capacity=36_000)
+    assert len(rows) <= 1.003 * lengths.sum() / 36_000 + 1
+
+
+def test_short_clips_fill_rows_to_their_most_segments() -> None:
+    """Long clips first would leave rows of 64 short ones at the end, half empty."""
+    lengths = np.append(np.full(1_600, 10), np.full(1_600, 90))
+    rows = plan_rows(lengths, capacity=3_300, max_segments=64)
+    assert len(rows) == 50
+    assert {row.size for row in rows} == {64}
+
+
 @unhurried
 @given(COSTS, SEEDS, st.integers(1, 9))
 def test_every_row_is_in_one_step(costs: np.ndarray, seed: int, global_batch: int) -> None:

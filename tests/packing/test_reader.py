@@ -258,10 +258,53 @@ def test_a_torch_data_loader_resumes_with_the_state_of_its_dataset(corpus: str) 
     assert same(next(iter(DataLoader(again, batch_size=None))), next(batches))
 
 
-def test_workers_of_a_torch_data_loader_are_refused(corpus: str) -> None:
-    loader = DataLoader(ShardLoader(corpus, global_batch=4), batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    with pytest.raises(ShardError, match="num_workers=0"):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_of_a_torch_data_loader_give_the_same_batches(corpus: str, workers: int) -> None:
+    plain = ShardLoader(corpus, global_batch=4, rank=1, world_size=2)
+    batches = DataLoader(ShardLoader(corpus, global_batch=4, rank=1, world_size=2), batch_size=None, num_workers=workers)
+    count = 2 * -(-plain.manifest.rows // 4) + 3
+    pairs = zip(itertools.islice(batches, count), plain, strict=False)
+    assert [same(one, other) and one.step == other.step for one, other in pairs] == [True] * count
+
+
+def test_batches_of_spawned_workers_are_resumed_by_any_number_of_them(corpus: str) -> None:
+    expected = list(itertools.islice(ShardLoader(corpus, global_batch=4), 9))
+    loader = ShardLoader(corpus, global_batch=4)
+    first = list(itertools.islice(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="spawn"), 4))
+    state = json.loads(json.dumps(loader.state_after(first[-1])))
+    for workers in (0, 1):
+        again = ShardLoader(corpus, global_batch=4)
+        again.load_state_dict(state)
+        rest = itertools.islice(DataLoader(again, batch_size=None, num_workers=workers), 5)
+        assert all(map(same, [*first, *rest], expected))
+
+
+def test_the_state_after_a_batch_is_that_of_its_loader(corpus: str) -> None:
+    loader = ShardLoader(corpus, global_batch=4)
+    assert all(loader.state_after(batch) == loader.state_dict() for batch in itertools.islice(loader, 12))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_data_loader_of_torchdata_resumes(corpus: str, workers: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    expected = list(itertools.islice(ShardLoader(corpus, global_batch=4), 12))
+    loader = stateful(ShardLoader(corpus, global_batch=4), batch_size=None, num_workers=workers)
+    first = list(itertools.islice(loader, 5))
+    again = stateful(ShardLoader(corpus, global_batch=4), batch_size=None, num_workers=workers)
+    again.load_state_dict(loader.state_dict())
+    assert all(map(same, [*first, *itertools.islice(again, 7)], expected))
+
+
+def test_a_state_of_one_of_several_workers_is_refused_elsewhere(corpus: str) -> None:
+    loader = ShardLoader(corpus, global_batch=4)
+    loader.load_state_dict({**loader.state_dict(), "worker": [1, 2]})
+    with pytest.raises(ShardError, match="state_after"):
         next(iter(loader))
+
+
+def test_without_cuda_pinning_changes_nothing(corpus: str) -> None:
+    pairs = zip(ShardLoader(corpus, global_batch=4, pin_memory=True), ShardLoader(corpus, global_batch=4), strict=True)
+    assert all(same(one, other) for one, other in itertools.islice(pairs, 5))
 
 
 @pytest.mark.parametrize("wrong", [{"ahead": -1}, {"global_batch": 0}, {"rank": 1}, {"caption_drop": 1.5}])

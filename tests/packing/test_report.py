@@ -1,11 +1,13 @@
 """The figures of a plan are right on plans small enough to count by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packing import CostModel, PlanReport, dit_cost, plan_report, plan_rows
+from packing import CostModel, PackedClip, PlanReport, corpus_report, dit_cost, plan_report, plan_rows
 from packing.report import bucket_lengths
 
 LENGTHS = [60, 40, 100, 30]
@@ -111,3 +113,25 @@ def test_the_cost_of_a_dit_follows_from_its_flops() -> None:
     linear, attention, modulation = 28 * width**2 * length, 4 * width * length**2, 12 * width**2
     model = dit_cost(width=width, mlp_ratio=4.0, attention=1.0)
     assert model.clip_costs([length])[0] == pytest.approx((linear + attention + modulation) / (28 * width**2))
+
+
+def test_a_step_reads_a_row_on_each_rank() -> None:
+    report = plan_report(ROWS, LENGTHS, world_sizes=(2,), clip_bytes=[10, 20, 30, 60])
+    assert report.row_bytes == 40
+    assert report.step_bytes == {2: 80}
+    assert "0.0 MB" in report.to_text()
+
+
+def test_a_report_is_plain_json(report: PlanReport) -> None:
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["fill"] == report.fill
+    assert found["steps"] == {"1": 3, "2": 2, "4": 1}
+
+
+def test_the_report_of_shards_is_that_of_their_plan(corpus: str, clips: list[PackedClip]) -> None:
+    lengths = [clip.latent[0].numel() // 4 for clip in clips]
+    planned = plan_report(plan_rows(lengths, capacity=40), lengths, capacity=40)
+    report, rows = corpus_report(corpus)
+    assert (report.rows, report.clips, report.tokens, report.fill) == (planned.rows, 60, planned.tokens, planned.fill)
+    assert sorted(tokens for row in rows for tokens in row) == sorted(lengths)
+    assert report.row_bytes > 2 * 16 * report.tokens / report.rows
