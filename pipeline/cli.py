@@ -1,23 +1,28 @@
-"""The commands of the pipeline: ingest, plan, status, stats, verify, pack, retry. Data to stdout, progress to stderr.
+"""The commands of the pipeline: ingest, plan, status, stats, lint, verify, pack, retry. Data to stdout, progress to stderr.
 
 Each command imports what it needs when it runs, so that help is instant.
 """
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from packing.store import Store
+
 if TYPE_CHECKING:
     from packing.manifest import Manifest
+    from packing.report import PlanReport
     from pipeline.ingest import IngestReport
     from pipeline.job import Job
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for scripts.")
+as_picture = click.option("--picture", metavar="SVG", help="Draw the rows into this file; implies --report.")
 
 
 @click.command()
@@ -90,10 +95,16 @@ def status(run: str, json_: bool) -> None:
 @click.command()
 @click.argument("shards")
 @as_json
-def stats(shards: str, json_: bool) -> None:
+@click.option("--report", is_flag=True, help="Report on the rows instead: padding saved, balance of ranks, read rate.")
+@as_picture
+def stats(shards: str, json_: bool, report: bool, picture: str | None) -> None:
     """Show statistics of packed shards (a run, or a folder with a manifest): tokens, fill, balance, shapes, captions."""
+    from packing.report import corpus_report
     from packing.statistics import corpus_statistics
 
+    if report or picture:
+        _show_report(*corpus_report(shards), json_, picture)
+        return
     facts = corpus_statistics(shards)
     if json_:
         click.echo(json.dumps(facts, indent=1))
@@ -102,6 +113,25 @@ def stats(shards: str, json_: bool) -> None:
     for name, value in facts.items():
         table.add_row(name, ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}")
     _stdout().print(table)
+
+
+@click.command()
+@click.argument("shards")
+@as_json
+def lint(shards: str, json_: bool) -> None:
+    """Look into every row of packed shards for what would spoil training; exit with 1 and named culprits when there is any."""
+    from packing.lint import lint_corpus
+
+    found = lint_corpus(shards)
+    if json_:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(
+            f"{'ok' if found['ok'] else 'BROKEN'}: {found['clips']} clips in {found['rows']} rows of {found['shards']} shards"
+        )
+        for finding in found["findings"]:
+            click.echo(f"  {finding['text']}")
+    sys.exit(0 if found["ok"] else 1)
 
 
 @click.command()
@@ -126,14 +156,21 @@ def verify(run: str, json_: bool) -> None:
 @click.command()
 @click.argument("run")
 @click.argument("overrides", nargs=-1)
-def pack(run: str, overrides: tuple[str, ...]) -> None:
+@click.option("--report", is_flag=True, help="Plan the rows and report on the plan; write nothing.")
+@as_json
+@as_picture
+def pack(run: str, overrides: tuple[str, ...], report: bool, json_: bool, picture: str | None) -> None:
     """Pack again what a run has encoded, for another length or seed (pack.length=… pack.seed=…); encodes nothing."""
     from pipeline.ingest import make_runner
     from pipeline.job import save_job
     from pipeline.ledger import Ledger
     from pipeline.pack import pack as run_pack
+    from pipeline.pack import report_pack
 
     job = _repacked(run, overrides)
+    if report or picture:
+        _show_report(*report_pack(Ledger(job)), json_, picture)
+        return
     save_job(job)
     manifest, written = run_pack(Ledger(job), make_runner(job.config))
     _show_manifest(manifest, written)
@@ -157,6 +194,16 @@ def _repacked(run: str, overrides: tuple[str, ...]) -> "Job":
     if foreign or any(item.startswith("pack.patch") for item in overrides):
         raise click.UsageError(f"pack changes pack.length, pack.seed … only; for {foreign or 'pack.patch'} use ingest")
     return open_job(run, overrides)
+
+
+def _show_report(report: "PlanReport", rows: Sequence[Sequence[int]], json_: bool, picture: str | None) -> None:
+    """Print a report on rows, given also as the tokens of their clips, and draw them if a file is named."""
+    from packing.picture import plan_picture
+
+    click.echo(json.dumps(report.to_dict(), indent=1) if json_ else report.to_text())
+    if picture:
+        folder, _, name = os.path.abspath(picture).rpartition("/")
+        Store(folder).replace(name, plan_picture(rows, report.capacity).encode())
 
 
 def _stage_facts(job: "Job", stage: str) -> dict[str, Any]:
@@ -188,7 +235,8 @@ def _show_manifest(manifest: "Manifest | None", written: int) -> None:
         return
     click.echo(
         f"packed {manifest.clips} clips, {manifest.tokens:,} tokens in {manifest.rows} rows of {manifest.sequence_length:,} "
-        f"(fill {manifest.fill:.1%}), {len(manifest.shards)} shards, {written} written now; manifest {manifest.digest[:12]}"
+        f"(fill {manifest.fill:.1%}), {len(manifest.shards)} shards, {written} written now; manifest {manifest.digest[:12]} "
+        f"in packed/{manifest.fingerprints['pack']}"
     )
 
 

@@ -5,7 +5,7 @@ Every field has its unit in its name or in its comment. What a field changes is 
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -19,6 +19,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 # Facts of every clip, and scores that every CLIP model gives, beside the measures and the config's own probes.
 CLIP_FACTS = ("duration_s", "short_side_px", "aspect", "fps")
 CLIP_SCORES = ("title_similarity", "consistency")
+LATER_PACK_OPTIONS = ("too_long", "kind", "min_tokens", "min_pixels", "max_pixels")
 
 
 def _check(holds: bool, message: str) -> None:
@@ -53,23 +54,33 @@ class InputConfig:
 class SplitConfig:
     """How sources become clips."""
 
-    threshold: float = 3.0  # AdaptiveDetector's: how much a frame must stand out from its neighbours to be a cut
-    min_shot_frames: int = 5  # two cuts are never closer
+    # transitions bounds fades and dissolves and passes over flashes; the others are PySceneDetect's, and find cuts only.
+    detector: Literal["transitions", "adaptive", "content", "threshold"] = "transitions"
+    threshold: float | None = None  # of the detector, a ratio or levels, see pipeline/detectors.py; null: its usual one
+    min_shot_frames: int = 3  # two cuts are never closer
     min_clip_s: float = 0.5  # shorter clips are rejected; changing this decodes nothing again
     max_clip_s: float = 10.0  # longer shots are divided evenly
     frames_per_clip: int = 8  # sampled for the models
     frame_side_px: int = 224  # their short side
+    max_bytes: int = 1 << 38  # of one source; larger ones fail unread
     max_pixels: int = 4096 * 4096  # of one frame; larger sources fail
-    timeout_s: float = 600.0  # for one source
+    min_frames: int = 1  # shorter videos fail; a still image is no video and has its one
+    max_frames: int = 1 << 22  # longer videos fail (19 hours at 60 fps)
+    max_duration_s: float = 43_200.0  # longer videos fail
+    partial: Literal["reject", "keep_prefix"] = "reject"  # what to do with a file that is broken or cut off after good frames
+    timeout_s: float = 120.0  # for one source, beside the time to read it at 20 MB/s, and
+    timeout_per_s: float = 20.0  # seconds more for every second of video that has been decoded
     memory_mb: int = 4096  # for one source, beyond the warm decoder
+    seccomp: Literal["auto", "off", "require"] = "auto"  # whether the kernel filters the decoder's system calls
     decode_threads: int = 1
     chunk: int = 8  # sources a part
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_positive("split", self, "threshold", "frames_per_clip", "max_pixels", "timeout_s", "memory_mb", "decode_threads")
-        _check_positive("split", self, "chunk")
-        _check(self.min_shot_frames >= 4, f"split.min_shot_frames must be at least 4, not {self.min_shot_frames}")
+        _check(self.threshold is None or self.threshold > 0, f"split.threshold must be positive, not {self.threshold}")
+        _check_positive("split", self, "min_shot_frames", "frames_per_clip", "max_pixels", "timeout_s", "timeout_per_s")
+        _check_positive("split", self, "max_bytes", "min_frames", "max_frames", "max_duration_s", "memory_mb")
+        _check_positive("split", self, "decode_threads", "chunk")
         _check(0 <= self.min_clip_s < self.max_clip_s, "split.min_clip_s must be below split.max_clip_s")
         _check(self.frame_side_px >= 16, f"split.frame_side_px must be at least 16, not {self.frame_side_px}")
 
@@ -116,10 +127,25 @@ class RuleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig:
+    """When a clip is rejected as a copy of an earlier clip of another source; the earlier one is packed."""
+
+    max_distance: float = 0.38  # nearly all copies lie below 0.25, two motions on one background around 1; 0 keeps all
+    max_seconds: float = 0.25  # by how much durations may differ
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        distance = self.max_distance
+        _check(0 <= distance < 1, f"select.duplicates.max_distance must be at least 0 and below 1, not {distance}")
+        _check(self.max_seconds >= 0, f"select.duplicates.max_seconds is not negative, not {self.max_seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """The rules that decide, over numbers that are already there; changing them recomputes nothing."""
 
     rules: list[RuleConfig] = field(default_factory=list)
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +229,24 @@ class PackConfig:
     seed: int = 0
     max_segments: int = 512  # clips in a row
     shard_mb: int = 1024
+    too_long: Literal["reject", "divide"] = "reject"  # what becomes of a clip longer than a row; see packing/pieces.py
+    # Which of the clips that are ready are packed; others are rejected. For mixtures, curricula and tiers of lengths.
+    kind: Literal["all", "images", "videos"] = "all"  # an image has one latent frame
+    min_tokens: int = 1
+    min_pixels: int = 1  # of one frame, as it was encoded
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_positive("pack", self, "length", "max_segments", "shard_mb")
+        _check_positive("pack", self, "length", "max_segments", "shard_mb", "min_tokens", "min_pixels")
+        _check(self.max_pixels is None or self.max_pixels >= self.min_pixels, "pack.max_pixels is below pack.min_pixels")
         _check(len(self.patch) == 3 and all(side > 0 for side in self.patch), "pack.patch is three positive numbers")
         object.__setattr__(self, "patch", tuple(self.patch))  # a list, as it comes out of YAML
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the shards; later options count only where they are used, so that old corpora stay found."""
+        later = {field.name: field.default for field in fields(self) if field.name in LATER_PACK_OPTIONS}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, kw_only=True)

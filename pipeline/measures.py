@@ -1,85 +1,301 @@
 """Measures: numbers of a clip that need no weights, taken in the same decode pass as the cuts.
 
-A measure is one function of small luma pictures; its docstring gives definition, unit and range. What it gives for every frame
-of a clip is reduced to one number. To add one, write the function and decorate it; a rule can use its name at once. The module
-imports no torch: it runs in the decoder's process.
+A measure is one function of a view of the clip: a few small pictures of it without its black bars, and how light every frame is
+and how much it differs from the one before. Its docstring gives definition, unit and range. To add one, write the function and
+decorate it; a rule can use its name at once. The module imports no torch: it runs in the decoder's process.
+
+Only `Meter` looks at every frame; all else is taken when a clip ends, of at most `PICTURES` pictures, in milliseconds.
+
+Legend: F pictures, Y X rows and columns of pixels, N frames.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Luma = NDArray[np.uint8]  # [h, w], the picture scaled down, 0 to 255
-Reduce = Callable[[NDArray[np.float64]], np.floating]
+Luma = NDArray[np.uint8]  # [Y, X], 0 (black) to 255 (white)
+Bgr = NDArray[np.uint8]  # [Y, X, 3]
+Pictures = NDArray[np.uint8]  # [F, Y, X, 3]
+Series = NDArray[np.float64]  # [N]
+
+SIDE, LEAST_SIDE = 96, 16  # the short side that pictures are measured at, if they have it, and the least that any gets
+PICTURES = 16  # of a clip, spread evenly
+STILL = 0.75  # share of still moments from which a shot counts as a still
+FLASH_S = 1 / 3  # light that lasts no longer than this between two jumps is a flash
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A function of a frame (or of a frame and the one before) and how its values over a clip become one number."""
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is measured of a clip: a picture's values are those inside its black bars.
 
-    function: Callable[..., float]
-    of_change: bool
-    reduce: Reduce
-
-
-MEASURES: dict[str, Measure] = {}
-
-
-def measure(*, of_change: bool = False, reduce: Reduce = np.mean) -> Callable[[Any], Any]:
-    """Register a function as a measure under its own name.
-
-    Args:
-        of_change: the function takes (previous, frame); it is not asked across a cut, and a clip of one frame gets 0.
-        reduce: how the values of a clip's frames become its number.
+    Attributes:
+        pictures: uint8 RGB [F, Y, X, 3] in order, spread evenly over the clip; the short side has `LEAST_SIDE` to `SIDE`.
+        times_s: time of each picture, float64 [F].
+        light: mean luma of every frame, 0 to 1, float64 [N].
+        change: mean absolute change of colour from the frame before to every frame, 0 to 1, float64 [N]; the first lies before
+            the clip.
+        before: the same of some frames before the clip; empty at the beginning of a source.
+        seconds: length of the clip; 0 for a still image.
     """
 
-    def register(function: Callable[..., float]) -> Callable[..., float]:
-        MEASURES[function.__name__] = Measure(function, of_change, reduce)
-        return function
+    pictures: Pictures
+    times_s: Series
+    light: Series
+    change: Series
+    before: Series
+    seconds: float
 
-    return register
+    @cached_property
+    def few(self) -> Pictures:
+        """At most half of `PICTURES` of the pictures, for what does not ask for motion."""
+        return self.pictures[:: -(-2 * len(self.pictures) // PICTURES)]
 
+    @cached_property
+    def luma(self) -> NDArray[np.uint8]:
+        """Luma of these few, 0 to 255, [F, Y, X]."""
+        return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in self.few])
 
-@measure()
-def luma(frame: Luma) -> float:
-    """Mean luma of a frame, 0 (black) to 1 (white)."""
-    return float(cv2.mean(frame)[0]) / 255
+    @cached_property
+    def range(self) -> float:
+        """How far apart the 1 % and 99 % of red, green or blue lie in these few, whichever most, 0 to 255."""
+        return _median([max(np.ptp(_percentiles(channel, 1, 99)) for channel in cv2.split(picture)) for picture in self.few])
 
+    @cached_property
+    def moved(self) -> NDArray[np.float32]:
+        """Change of each cell (a 24th of the short side) from a picture to the next that is at least a quarter second later.
 
-@measure()
-def contrast(frame: Luma) -> float:
-    """Standard deviation of the luma inside a frame, 0 (flat) to 0.5."""
-    return float(cv2.meanStdDev(frame)[1][0, 0]) / 255
-
-
-@measure(of_change=True)
-def motion(previous: Luma, frame: Luma) -> float:
-    """Mean absolute change of luma from one frame to the next, 0 (still) to 1."""
-    return _mean_change(previous, frame) / 255
-
-
-@measure(of_change=True)
-def still_share(previous: Luma, frame: Luma) -> float:
-    """Share of frames that barely differ from the one before (mean change below 1/255), 0 to 1; 1 is a slide."""
-    return float(_mean_change(previous, frame) < 1)
-
-
-def _mean_change(previous: Luma, frame: Luma) -> float:
-    return cv2.norm(previous, frame, cv2.NORM_L1) / frame.size
-
-
-def of_frame(previous: Luma, frame: Luma) -> list[float]:
-    """Take all measures of one frame, in the order of `MEASURES`; the first frame of a file is its own predecessor."""
-    return [m.function(previous, frame) if m.of_change else m.function(frame) for m in MEASURES.values()]
+        The largest of its red, green and blue, 0 to 255, [pairs, cells]; noise of sensors and coding averages out in a cell.
+        """
+        _, height, width, _ = self.pictures.shape
+        size = max(1, width // 4), max(1, height // 4)
+        cells = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32) for picture in self.pictures]
+        later = np.searchsorted(self.times_s, self.times_s + 0.249).clip(max=len(cells) - 1)
+        # Near the end, only the last picture is left to compare with; the pair that is furthest apart stands for all with it.
+        pairs = {j: i for i, j in reversed(list(enumerate(later))) if j > i}
+        changes = [np.abs(cells[j] - cells[i]).max(axis=2).ravel() for j, i in pairs.items()]
+        return np.array(changes, dtype=np.float32).reshape(-1, size[0] * size[1])
 
 
-def of_clip(values: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Reduce the values [frames, measures] of one clip's frames to one number a measure."""
-    table = np.asarray(values, dtype=np.float64)
-    # The first frame's change is across the cut: it belongs to no clip.
-    columns = {name: table[1:, i] if m.of_change else table[:, i] for i, (name, m) in enumerate(MEASURES.items())}
-    return {name: float(MEASURES[name].reduce(column)) if column.size else 0.0 for name, column in columns.items()}
+@dataclass
+class Meter:
+    """Follows the light and the change of every frame of a source."""
+
+    light: list[float] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+    previous: Bgr | None = None
+
+    def take(self, luma: Luma, bgr: Bgr) -> None:
+        """Take the next frame; the first of a source has not changed."""
+        self.light.append(cv2.mean(luma)[0] / 255)
+        self.change.append(0.0 if self.previous is None else cv2.norm(self.previous, bgr, cv2.NORM_L1) / (255 * bgr.size))
+        self.previous = bgr
+
+
+OfClip = Callable[[View], float]
+OfSource = Callable[[Sequence[dict[str, float]], Sequence[int]], list[int]]
+MEASURES: dict[str, OfClip | None] = {}  # by name; None for those of a source
+
+
+def measure(function: OfClip) -> OfClip:
+    """Register a function of a clip's view as a measure under its own name."""
+    MEASURES[function.__name__] = function
+    return function
+
+
+@measure
+def luma(view: View) -> float:
+    """Mean luma, 0 (black) to 1 (white); of the pictures, the median."""
+    return _median([plane.mean() for plane in view.luma]) / 255
+
+
+@measure
+def luma_p01(view: View) -> float:
+    """Luma that 1 % of the picture is darker than, 0 to 1; of the pictures, the median."""
+    return _median([_percentiles(plane, 1)[0] for plane in view.luma]) / 255
+
+
+@measure
+def luma_p99(view: View) -> float:
+    """Luma that 1 % of the picture is lighter than, 0 to 1: low only if nothing in it is lit; of the pictures, the median."""
+    return _median([_percentiles(plane, 99)[0] for plane in view.luma]) / 255
+
+
+@measure
+def contrast(view: View) -> float:
+    """Standard deviation of luma inside a picture, 0 (flat) to 0.5; of the pictures, the median."""
+    return _median([cv2.meanStdDev(plane)[1][0, 0] for plane in view.luma]) / 255
+
+
+@measure
+def colour_range(view: View) -> float:
+    """How far apart the 1 % and 99 % of red, green or blue lie, whichever most, 0 (flat) to 1; of the pictures, the median.
+
+    What is washed out has little of it; a green thing on gray of the same luma has much, and no contrast.
+    """
+    return view.range / 255
+
+
+@measure
+def saturation(view: View) -> float:
+    """Mean difference of the largest and smallest of red, green and blue, 0 (gray) to 1; of the pictures, the median."""
+    channels = (cv2.split(picture) for picture in view.few)
+    return _median([(cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)).mean() for r, g, b in channels]) / 255
+
+
+@measure
+def sharpness(view: View) -> float:
+    """How steep the strongest edges are: step from pixel to pixel over the range around it, 0 to 1; the median of the pictures.
+
+    Both are taken at a fixed size and divided, so neither resolution nor contrast counts. An edge blurred by a Gaussian of
+    sigma (in short sides) gets about 0.006 / sigma; a picture without edges of 6/255 and more is not blurred and gets 1.
+    """
+    return _median([_steepness(picture) for picture in view.few])
+
+
+@measure
+def motion(view: View) -> float:
+    """Mean absolute change of colour in a second, frame by frame, 0 (still) upwards; 1 is black to white once a second."""
+    return float(view.change[1:].sum() / view.seconds) if view.seconds else 0.0
+
+
+@measure
+def still_share(view: View) -> float:
+    """Share of moments a quarter second apart (or more) between which nothing moves anywhere, 0 to 1; 0 for a single picture.
+
+    Nothing moves when no cell of a 24th of the short side changes by more than 0.03 in red, green or blue. If it is more, the
+    share of frames whose mean change is at most 0.0001: a frozen picture that jumps when its encoder refreshes it. Both bounds
+    are lower where the `colour_range` is below 0.2.
+    """
+    if not len(view.moved):
+        return 0.0
+    visible = min(1.0, colour_range(view) / 0.2)
+    moments = (view.moved.max(axis=1) <= 255 * 0.03 * visible).mean()
+    return float(max(moments, (view.change[1:] <= 0.0001 * visible).mean()))
+
+
+@measure
+def flicker(view: View) -> float:
+    """Share of time under a strobe light: between jumps of mean luma (0.06 and more) at most 1/3 s apart, 0 to 1.
+
+    Twice the lesser of the share that is short and light and the share that is short and dark: single flashes and slow changes
+    have none.
+    """
+    jumps = np.flatnonzero(np.abs(np.diff(view.light)) > 0.06) + 1
+    if len(jumps) < 2:
+        return 0.0
+    longest = FLASH_S * len(view.light) / max(view.seconds, 1e-9)  # frames
+    runs = [(start, end) for start, end in pairwise(jumps) if end - start <= longest]
+    short = [(end - start, view.light[start] > view.light[start - 1]) for start, end in runs]
+    lit, dark = (sum(length for length, is_lit in short if is_lit == wanted) for wanted in (True, False))
+    return 2.0 * min(lit, dark) / len(view.light)
+
+
+@measure
+def cut_confidence(view: View) -> float:
+    """How much the clip's first frame stands out against what was before, 0 to 1; 1 at the beginning of a source.
+
+    (c - m) / (c + m) with the change c of the first frame and m that of the frames around it, and at least 1/255 in the sum.
+    """
+    if not len(view.before):
+        return 1.0
+    usual = max(float(np.median(side)) for side in (view.before, view.change[1:9]) if len(side))
+    first = float(view.change[0])
+    return max(0.0, (first - usual) / max(first + usual, 1 / 255))
+
+
+@measure
+def overlay_area(view: View) -> float:
+    """Share of the picture at strong edges that never change while the rest moves, 0 to 1: signs and frames laid over a shot.
+
+    0 unless more edges come and go than stay: before a camera that stands still, the background never changes.
+    """
+    across, down = _gradients(view.luma)
+    strength = np.hypot(across, down)  # [F, Y, X]
+    strong, weakest = strength > 24, strength.min(axis=0)
+    lasting = (weakest > 24) & (np.hypot(np.ptp(across, axis=0), np.ptp(down, axis=0)) < 24)
+    moving = strong.mean(axis=0)[weakest < 8].sum()  # of one picture, on average
+    if len(strong) < 3 or moving < lasting.sum():
+        return 0.0
+    return float(cv2.dilate(lasting.astype(np.uint8), np.ones((5, 5), np.uint8)).mean())
+
+
+@measure
+def text_likeness(view: View) -> float:
+    """Share of regions (a twelfth of the short side) where strong steps up and down take turns, as in writing, 0 to 1."""
+    return _median([_writing(picture) for picture in view.luma])
+
+
+def still_run(measured: Sequence[dict[str, float]], shots: Sequence[int]) -> list[int]:
+    """How many still shots in a row of its source a clip is part of; 0 if it moves. 3 and more make a slideshow."""
+    still = [of_clip["still_share"] >= STILL for of_clip in measured]
+    runs: list[int] = []
+    for is_still, clips in groupby(zip(still, shots, strict=True), key=lambda clip: clip[0]):
+        of_run = [shot for _, shot in clips]
+        runs += [len(set(of_run)) if is_still else 0] * len(of_run)
+    return runs
+
+
+OF_SOURCE: dict[str, OfSource] = {"still_run": still_run}
+MEASURES.update(dict.fromkeys(OF_SOURCE))
+
+
+def of_clip(view: View) -> dict[str, float]:
+    """Take all measures of a clip but those that depend on its source's other clips."""
+    return {name: float(function(view)) for name, function in MEASURES.items() if function}
+
+
+def of_source(measured: Sequence[dict[str, float]], shots: Sequence[int]) -> list[dict[str, float]]:
+    """Complete the measures of a source's clips, in order, with those that depend on the others.
+
+    Args:
+        measured: the measures of each clip by itself.
+        shots: the number of the shot that each is a piece of.
+    """
+    added = {name: function(measured, shots) for name, function in OF_SOURCE.items()}
+    return [{**alone, **{name: float(added[name][i]) for name in added}} for i, alone in enumerate(measured)]
+
+
+def _median(values: Sequence[Any]) -> float:
+    return float(np.median(values))
+
+
+def _percentiles(plane: NDArray[np.uint8], *percents: float) -> NDArray[np.int64]:
+    """Return levels of a plane [Y, X] that these percents of it are at or below; by its histogram, the cheapest way."""
+    below = np.cumsum(cv2.calcHist([plane], [0], None, [256], [0, 256]))
+    return np.searchsorted(below, np.array(percents) / 100 * plane.size)
+
+
+def _steepness(picture: NDArray[np.uint8]) -> float:
+    """Return the steepness of the strongest edges of a picture [Y, X, 3], taken in the channel that has the strongest."""
+    window = np.ones((9, 9), np.uint8)
+    smooth = cv2.GaussianBlur(picture, (3, 3), 0.5)  # against noise
+    reaches = [cv2.subtract(cv2.dilate(channel, window), cv2.erode(channel, window)) for channel in cv2.split(smooth)]
+    strongest = [int(_percentiles(reach, 95)[0]) for reach in reaches]  # of the ranges around a pixel
+    best = int(np.argmax(strongest))
+    if strongest[best] < 6:
+        return 1.0
+    channel = smooth[..., best]
+    across, down = cv2.absdiff(channel[:, 1:], channel[:, :-1])[:-1], cv2.absdiff(channel[1:], channel[:-1])[:, :-1]
+    step = cv2.dilate(cv2.subtract(cv2.max(across, down), 1), window)  # without the level that rounding may make
+    reach = reaches[best][:-1, :-1]
+    among = reach >= strongest[best]
+    return _median(step[among] / reach[among]) if among.any() else 1.0
+
+
+def _gradients(luma: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the change of luma [F, Y, X] around every inner pixel, across and down."""
+    planes = luma.astype(np.float32)
+    return planes[:, 1:-1, 2:] - planes[:, 1:-1, :-2], planes[:, 2:, 1:-1] - planes[:, :-2, 1:-1]
+
+
+def _writing(luma: NDArray[np.uint8]) -> float:
+    """Return the share of cells of a picture [Y, X] with at least two strong steps up and two down in most of their lines."""
+    steps = luma[:, 1:].astype(np.int16) - luma[:, :-1]
+    up, down = ((cv2.blur((steps * sign > 32).astype(np.float32), (8, 8))) for sign in (1, -1))
+    return float((np.minimum(up, down)[4::8, 4::8] > 0.12).mean())

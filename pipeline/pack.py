@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packing.clip import clip_identity
+from packing.geometry import Patch
 from packing.manifest import MANIFEST, CodecFacts, Manifest, ShardEntry, TextEncoderFacts, head_names
 from packing.models import model_identity
+from packing.pieces import Piece, cut
 from packing.planner import plan_rows
+from packing.report import PlanReport, plan_report
 from packing.shards import Caption, PackedClip, shard_rows, write_shard
 from packing.store import Store
 from pipeline.job import Job, digest
 from pipeline.ledger import Ledger
+from pipeline.packable import grid_of, segments_of
 from pipeline.records import Clip, EmbeddedCaption, Outcome, Source
 from pipeline.results import StageResults, TensorFile, tensor_file
 from pipeline.runner import Row, Runner, Step
@@ -32,10 +36,11 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PackPlan:
-    """What is to be packed: clips in id order, the rows as indices into them, and the corpus's fingerprint."""
+    """What is to be packed: clips in id order, their segments, the rows as indices into these, and the corpus's fingerprint."""
 
     fingerprint: str
     clips: Sequence[Clip]
+    segments: Sequence[Piece]
     rows: Sequence[NDArray[np.int64]]
 
     @property
@@ -47,17 +52,17 @@ class PackPlan:
 def plan_pack(ledger: Ledger) -> PackPlan:
     """Plan the rows of all clips of a run that are ready."""
     config, clips = ledger.job.config.pack, ledger.ready()
-    lengths = [ledger.tokens(clip.clip_id) for clip in clips]
+    segments = [piece for clip in clips for piece in segments_of(clip.clip_id, _result(ledger, "encode", clip), config)]
     rows = plan_rows(
-        lengths,
+        [segment.tokens for segment in segments],
         capacity=config.length,
         seed=config.seed,
         max_segments=config.max_segments,
-        keys=[clip.clip_id for clip in clips],
+        keys=[segment.id for segment in segments],
     )
     results = {stage: ledger.job.fingerprints[stage] for stage in ("split", "score", "recaption", "encode", "embed")}
-    fingerprint = digest([VERSION, asdict(config), results, [clip.clip_id for clip in clips]])
-    return PackPlan(fingerprint=fingerprint, clips=clips, rows=rows)
+    fingerprint = digest([VERSION, config.identity(), results, [clip.clip_id for clip in clips]])
+    return PackPlan(fingerprint=fingerprint, clips=clips, segments=segments, rows=rows)
 
 
 def pack(ledger: Ledger, runner: Runner) -> tuple[Manifest | None, int]:
@@ -81,17 +86,38 @@ def pack(ledger: Ledger, runner: Runner) -> tuple[Manifest | None, int]:
     return manifest, len(entries)
 
 
+def report_pack(ledger: Ledger) -> tuple[PlanReport, list[list[int]]]:
+    """Report on the rows that packing a run would write, without writing any.
+
+    Returns:
+        The report, and the tokens of each segment of each row.
+    """
+    plan, config = plan_pack(ledger), ledger.job.config.pack
+    lengths = [segment.tokens for segment in plan.segments]
+    clips = {clip.clip_id: clip for clip in plan.clips}
+    whole = {clip_id: grid_of(_result(ledger, "encode", clip), config) for clip_id, clip in clips.items()}
+    report = plan_report(
+        plan.rows,
+        lengths,
+        capacity=config.length,
+        grids=[(segment.last - segment.first, *whole[segment.clip_id][1:]) for segment in plan.segments],
+        clip_bytes=[_size_bytes(ledger, clips[segment.clip_id], segment) for segment in plan.segments],
+    )
+    return report, [[lengths[number] for number in row] for row in plan.rows]
+
+
 def _shard_rows(ledger: Ledger, plan: PackPlan) -> Iterator[Row]:
-    """Yield one row a shard: which clips share which row of it, and in which parts their results lie."""
-    sizes = np.array([_size_bytes(ledger, clip) for clip in plan.clips], dtype=np.int64)
+    """Yield one row a shard: which segments share which row of it, and in which parts the results of their clips lie."""
+    clips = {clip.clip_id: clip for clip in plan.clips}
+    sizes = np.array([_size_bytes(ledger, clips[segment.clip_id], segment) for segment in plan.segments], dtype=np.int64)
     parts = {stage: outcomes.part_of for stage, outcomes in ledger.outcomes.items()}
     sources = {source.key: source for source in ledger.sources}
     for number, group in enumerate(shard_rows(plan.rows, sizes, ledger.job.config.pack.shard_mb << 20)):
-        members = [[plan.clips[index] for index in row] for row in group]
-        wanted = [clip for row in members for clip in row]
+        members = [[plan.segments[index] for index in row] for row in group]
+        wanted = [clips[clip_id] for clip_id in dict.fromkeys(segment.clip_id for row in members for segment in row)]
         yield {
             "shard": number,
-            "rows": [[clip.clip_id for clip in row] for row in members],
+            "rows": [[asdict(segment) for segment in row] for row in members],
             "clips": {
                 clip.clip_id: {
                     "uri": _uri(sources, clip),
@@ -107,10 +133,11 @@ def _uri(sources: dict[str, Source], clip: Clip) -> str:
     return sources[clip.source_key].uri
 
 
-def _size_bytes(ledger: Ledger, clip: Clip) -> int:
+def _size_bytes(ledger: Ledger, clip: Clip, segment: Piece) -> int:
     encoded, embedded = _result(ledger, "encode", clip), _result(ledger, "embed", clip)
     features = sum(caption.tokens for caption in embedded.captions) * embedded.width
-    return int(2 * (math.prod(encoded.latent_shape) + features))
+    numbers = encoded.latent_shape[0] * math.prod(ledger.job.config.pack.patch)  # of one token
+    return int(2 * (segment.tokens * numbers + features))
 
 
 def _point_at(run: Store, fingerprint: str) -> None:
@@ -176,8 +203,9 @@ class ShardWriter:
     def __call__(self, row: Row) -> Row:
         """Write a shard and return its entry in the manifest."""
         gather = _Gather(self.job, row["clips"])
-        rows = ([gather(clip_id) for clip_id in members] for members in row["rows"])
-        return {"entry": asdict(write_shard(self._shards, row["shard"], rows, self.job.config.pack.patch))}
+        patch = self.job.config.pack.patch
+        rows = ([gather.piece(Piece(**segment), patch) for segment in members] for members in row["rows"])
+        return {"entry": asdict(write_shard(self._shards, row["shard"], rows, patch))}
 
     def close(self) -> None:
         """Hold nothing."""
@@ -191,7 +219,12 @@ class _Gather:
         self._parts: dict[str, dict[str, Outcome[Any]]] = {}
         self._files: dict[str, TensorFile] = {}
 
-    def __call__(self, clip_id: str) -> PackedClip:
+    def piece(self, piece: Piece, patch: Patch) -> PackedClip:
+        """Return a clip, or the piece of it that is packed as a segment of its own."""
+        encoded = self._outcomes("encode", piece.clip_id)[piece.clip_id].result
+        return cut(self._clip(piece.clip_id), piece, patch, encoded.stride[0])
+
+    def _clip(self, clip_id: str) -> PackedClip:
         split = self._outcomes("split", clip_id)
         clip = next(c for outcome in split.values() if outcome.value for c in outcome.value.clips if c.clip_id == clip_id)
         scores, encoded, embedded = (self._outcomes(stage, clip_id)[clip_id].result for stage in ("score", "encode", "embed"))
@@ -209,6 +242,7 @@ class _Gather:
                 "fps": encoded.fps,
                 "frames": encoded.frames,
                 "source_size": [clip.height_px, clip.width_px],
+                "crop": list(clip.crop),
                 "resized": list(encoded.resized),
                 "size": list(encoded.size),
                 "measures": clip.measures,

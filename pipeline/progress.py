@@ -65,7 +65,7 @@ def stage_counts(ledger: Ledger) -> dict[str, dict[str, int]]:
             counts["split"]["done"] += 1
             counts["split"]["failed" if outcome.failure else "kept"] += 1
     counts["split"]["waiting"] = len(ledger.sources) - counts["split"]["done"]
-    for _, fate in ledger.fates():
+    for _, fate in ledger.fates_alone():  # a copy goes through every stage
         _count(counts, fate)
     return counts
 

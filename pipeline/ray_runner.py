@@ -2,7 +2,8 @@
 
 Ray carries row descriptors only; frames and latents go through the store. One actor pool a step with fractional resources from
 the config, or a few workers that each run all steps, since a small job is mostly actor start-up. Retries are bounded: a step
-returns outcomes for bad data, so an actor that dies three times on a row is a fault that must be seen.
+returns outcomes for bad data and fails what kills its worker three times, so an actor that dies eight times on a row is a fault
+that must be seen.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from pipeline.config import RayConfig, ResourceConfig
 from pipeline.runner import Row, Step, Worker
 
 log = logging.getLogger(__name__)
-RETRIES = {"max_restarts": -1, "max_task_retries": 2}
+RETRIES = {"max_restarts": -1, "max_task_retries": 7}
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 
 

@@ -36,7 +36,9 @@ class Partition:
 class Clip:
     """One continuous shot of one source, `[start_s, end_s)`, with its measures and the times of its sampled frames.
 
-    `start_frame` and `end_frame` count the source's frames in presentation order; `fps` is 0 for a still image.
+    `start_frame` and `end_frame` count the source's frames in presentation order; pieces of one long shot share its
+    `shot_start_frame`; `fps` is 0 for a still image. `crop` (top, left, height, width) is the part of the upright frame of
+    `height_px` by `width_px` that black bars leave; without bars, all of it.
     """
 
     clip_id: str
@@ -46,8 +48,10 @@ class Clip:
     end_s: float
     start_frame: int
     end_frame: int
+    shot_start_frame: int
     height_px: int
     width_px: int
+    crop: tuple[int, int, int, int]
     fps: float
     frame_times_s: tuple[float, ...]
     measures: dict[str, float]
@@ -81,7 +85,10 @@ class SplitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreResult:
-    """The numbers that CLIP gives a clip; its embedding is a tensor `embedding` [D] beside."""
+    """The numbers that CLIP gives a clip; two tensors lie beside.
+
+    They are its `embedding` [D], and the `signature` uint8 [T, K, K, 3] that copies of it are known by.
+    """
 
     scores: dict[str, float]
 

@@ -1,40 +1,87 @@
 """Run decoding of untrusted bytes in a process of its own: a warm server that forks one child a call.
 
-The server (`python -m pipeline.sandbox`) loads the decoders once and no torch, so a fork costs milliseconds. A child gets an
-open file and nothing else, works under limits on memory and time, and answers over a pipe with JSON and raw arrays (nothing is
-unpickled). A crash, a hang or a bomb ends the child and is told as a failure; the server and every other call are unharmed.
+The server (`python -m pipeline.sandbox`) loads the decoders once and no torch, and keeps one child forked ahead, so that a call
+waits for neither a fork nor an exit. A child gets an open file and nothing else, works under limits on memory and time and a
+filter of system calls, and answers over a pipe with JSON and raw arrays (nothing is unpickled). A crash, a hang or a bomb ends
+the child and is told as a failure; the server and every other call are unharmed. A child never outlives its server, nor a
+server the process that started it.
+
+    this process ── request, file, pipe ──► server ── the same ──► child, one a call
+                 ◄── pid, status ──────────        ◄── exit ──────
+                 ◄── length, JSON, arrays (pipe) ─────────────────
 """
 
 import contextlib
 import dataclasses
 import errno
+import gc
+import importlib
 import json
+import math
+import mmap
 import os
+import pkgutil
 import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from packing.errors import InputError
+from pipeline import seccomp
+
 Arrays = Mapping[str, NDArray[Any]]
 Options = TypeVar("Options")
+Seccomp = Literal["auto", "off", "require"]
 MESSAGE = 1 << 20
+SHORT_OF_MEMORY = "decoding needs more memory than is allowed"
+OPENCV_NO_MEMORY = -4
+UNCONFINED = "unconfined"
+OUT_OF_MEMORY = 3  # how a child ends that cannot even tell so
+TAIL = 8  # bytes at the end of an answer, which say how long it is
+BYTES_PER_S = 20e6  # a file is allowed the time to be read at this speed, on top of everything else
+LOOK_S = 0.5  # how often the progress of a child that says nothing is looked at
+# What the server inherits of its environment: a decoder has no use for the keys and tokens of the job.
+INHERITED = ("PATH", "HOME", "LANG", "LC_", "LD_", "PYTHON", "TMPDIR", "VIRTUAL_ENV", "CONDA")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may use: seconds on the wall clock, and memory beyond what the warm server has."""
+    """What one call may use: seconds on the wall clock, and memory beyond what the warm server has.
+
+    The deadline moves with the work: `wall_s`, the time to read the file (20 MB/s), and `per_video_s` seconds for every second
+    of video decoded so far, of which at most `longest_s` count. So a hang ends soon, and a long film is not cut off; what a
+    file claims to be does not matter.
+    """
 
     wall_s: float
     memory_bytes: int
+    per_video_s: float = 0.0
+    longest_s: float = 0.0
+    seccomp: Seccomp = "auto"
+
+    def deadline_s(self, size_bytes: int, decoded_s: float) -> float:
+        """Return how many seconds a call may have taken when it has come so far."""
+        counted = min(decoded_s, self.longest_s) if math.isfinite(decoded_s) and decoded_s > 0 else 0.0
+        return self.wall_s + size_bytes / BYTES_PER_S + self.per_video_s * counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A function that runs in a child; `reopens` tells that a library in it opens the file again, and starts threads."""
+
+    function: Callable[..., Any]
+    options: type[Any]
+    reopens: bool = False
 
 
 class DecodeError(Exception):
@@ -51,9 +98,10 @@ class Sandbox:
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._progress: Progress | None = None
 
     def call(self, task: str, file: BinaryIO, options: Any, limits: Limits) -> tuple[dict[str, Any], Arrays]:
-        """Run `task` of `TASKS` in a child over an open file.
+        """Run a task of the server in a child over an open file.
 
         Args:
             task: name of the function to run.
@@ -66,17 +114,26 @@ class Sandbox:
 
         Raises:
             DecodeError: the function refused the file, or the child crashed, hung, or ran out of memory.
+            InputError: system calls must be filtered and the kernel does not filter them.
         """
-        request = {"task": task, "options": dataclasses.asdict(options), "limits": dataclasses.asdict(limits)}
+        size = os.fstat(file.fileno()).st_size
+        longest_s = limits.deadline_s(size, limits.longest_s)
+        told = {**dataclasses.asdict(limits), "wall_s": longest_s}
+        request = json.dumps({"task": task, "options": dataclasses.asdict(options), "limits": told}).encode()
         reading, writing = os.pipe()
         try:
             channel = self._channel()
-            socket.send_fds(channel, [json.dumps(request).encode()], [file.fileno(), writing])
+            assert self._progress is not None
+            self._progress.reset()
+            socket.send_fds(channel, [request], [file.fileno(), writing, self._progress.descriptor])
             os.close(writing)
             writing = -1
-            pid = int(channel.recv(64))
-            answer, timed_out = _read_all(reading, pid, limits.wall_s)
-            status = int(channel.recv(64))
+            pid, child = _started(channel)
+            try:
+                answer, cut = _read_all(reading, child, limits, size, self._progress)
+            finally:
+                os.close(child)
+            status = None if _is_complete(answer) else _status(channel, pid)
         except (OSError, ValueError) as error:
             self.close()  # the server itself died: the next call starts another
             raise DecodeError("decoder_crash", f"the decoder's server died: {error}") from error
@@ -84,7 +141,7 @@ class Sandbox:
             os.close(reading)
             if writing >= 0:
                 os.close(writing)
-        return _result(answer, timed_out, status, limits)
+        return _result(answer, cut, status)
 
     def close(self) -> None:
         """End the server."""
@@ -93,146 +150,355 @@ class Sandbox:
         if self._server:
             self._server.kill()
             self._server.wait()
-        self._server = self._socket = None
+        if self._progress:
+            self._progress.close()
+        self._server = self._socket = self._progress = None
 
     def _channel(self) -> socket.socket:
         if self._server and self._server.poll() is not None:
             self.close()  # it died between two calls
         if self._socket is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            # One thread each: these libraries start threads at import, and a fork must find the server with one.
-            quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-            paths = os.pathsep.join(path for path in sys.path if path)
             command = [sys.executable, "-m", "pipeline.sandbox", str(theirs.fileno())]
-            environment = {**os.environ, **quiet, "PYTHONPATH": paths}
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+            self._server = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_server_environment()
+            )
             theirs.close()
-            self._socket = ours
+            self._socket, self._progress = ours, Progress.fresh()
         return self._socket
 
 
-def _read_all(reading: int, pid: int, wall_s: float) -> tuple[bytearray, bool]:
-    """Read a child's answer to its end; kill the child at the deadline."""
-    deadline = time.monotonic() + wall_s
-    answer = bytearray()
+class Progress:
+    """How many seconds of video a child has decoded: one number in memory that it shares with the process that waits for it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
+
+    @classmethod
+    def fresh(cls) -> "Progress":
+        """Make one that can be sent to other processes."""
+        descriptor = os.memfd_create("progress")
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+        return cls(descriptor)
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        self.tell(0.0)
+
+    def tell(self, decoded_s: float) -> None:
+        """Say how far decoding has come."""
+        struct.pack_into("d", self._memory, 0, decoded_s)
+
+    def read(self) -> float:
+        """Read how far decoding has come; the writer is not to be trusted."""
+        (decoded_s,) = struct.unpack_from("d", self._memory, 0)
+        return float(decoded_s)
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._memory.close()
+        os.close(self.descriptor)
+
+
+def _server_environment() -> dict[str, str]:
+    # One thread each: these libraries start threads at import, and a fork must find the server with one.
+    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
+    return {**inherited, **quiet, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def _started(channel: socket.socket) -> tuple[int, int]:
+    """Wait for the child that the server gives a call to; return its number and a descriptor of it."""
     while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            return answer, True
-        block = os.read(reading, 1 << 20)
-        if not block:
-            return answer, False
-        answer += block
+        message, descriptors, _, _ = socket.recv_fds(channel, 64, 1)
+        if descriptors:
+            return int(message), descriptors[0]
+        if not message:
+            raise ConnectionError("it has closed its channel")
 
 
-def _result(answer: bytearray, timed_out: bool, status: int, limits: Limits) -> tuple[dict[str, Any], Arrays]:
-    if timed_out or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU)):
-        raise DecodeError("timeout", f"decoding took longer than {limits.wall_s:g} s")
-    if os.WIFSIGNALED(status):
+def _status(channel: socket.socket, pid: int) -> int:
+    """Wait for the end of a child; ends of earlier ones, which were not waited for, go by."""
+    while message := channel.recv(64):
+        ended, status = (int(number) for number in message.split())
+        if ended == pid:
+            return status
+    raise ConnectionError("it has closed its channel")
+
+
+def _read_all(reading: int, child: int, limits: Limits, size: int, progress: Progress) -> tuple[bytearray, DecodeError | None]:
+    """Read a child's answer to its end and kill the child, also at its deadline and when it answers more than it may hold."""
+    started = time.monotonic()
+    answer, cut, more = bytearray(), None, True
+    while more:
+        elapsed_s = time.monotonic() - started
+        allowed_s = limits.deadline_s(size, progress.read())
+        ready, _, _ = select.select([reading], [], [], min(LOOK_S, max(0.0, allowed_s - elapsed_s)))
+        if ready:
+            block = os.read(reading, 1 << 20)
+            answer += block
+            more = bool(block)
+        if len(answer) > limits.memory_bytes + MESSAGE:
+            cut, more = DecodeError("memory", "the decoder answers more than it may hold"), False
+        elif elapsed_s >= allowed_s and more:
+            cut, more = DecodeError("timeout", f"decoding took longer than {allowed_s:.3g} s"), False
+    if not cut and not _is_complete(answer):
+        select.select([child], [], [], 1.0)  # it is dying: how, it tells only when it may finish
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+    return answer, cut
+
+
+def _is_complete(answer: bytearray) -> bool:
+    """Tell whether an answer is whole as its last bytes say, so that nobody need wait for how its child ends."""
+    return 4 <= int.from_bytes(answer[-TAIL:], "little") == len(answer) - TAIL
+
+
+def _result(answer: bytearray, cut: DecodeError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
+    if cut:
+        raise cut
+    if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
+        raise DecodeError("timeout", "decoding used up all the time that it may have")
+    if status is not None and os.WIFSIGNALED(status):
         raise DecodeError("decoder_crash", f"the decoder died of signal {os.WTERMSIG(status)}")
-    if status != 0 or len(answer) < 4:
+    if status is not None and os.waitstatus_to_exitcode(status) == OUT_OF_MEMORY:
+        raise DecodeError("memory", SHORT_OF_MEMORY)
+    if status is not None:
         raise DecodeError("decoder_crash", f"the decoder ended with status {status}")
-    header, arrays = _unpacked(answer)
-    if "failure" in header:
-        raise DecodeError(**header["failure"])
-    return header["facts"], arrays
+    try:
+        header, arrays = _unpacked(answer)
+        facts, failure = dict(header["facts"]), header["failure"]
+        failed = failure and failure != UNCONFINED and DecodeError(str(failure["error"]), str(failure["message"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DecodeError("decoder_crash", f"the decoder answers nonsense: {error}") from error
+    if failure == UNCONFINED:
+        raise InputError("split.seccomp is `require`, and this kernel does not filter system calls; `auto` goes on without")
+    if failed:
+        raise failed
+    return facts, arrays
 
 
 def _packed(header: dict[str, Any], arrays: Arrays) -> list[bytes]:
     header["arrays"] = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps(header).encode()
-    return [len(text).to_bytes(4, "little"), text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
+    text = json.dumps({"facts": {}, "failure": None, **header}).encode()
+    parts = [len(text).to_bytes(4, "little"), text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
+    return [*parts, sum(len(part) for part in parts).to_bytes(TAIL, "little")]
 
 
 def _unpacked(answer: bytearray) -> tuple[dict[str, Any], Arrays]:
+    """Take an answer apart; a child that was taken over may write anything, so nothing of it is believed.
+
+    Raises:
+        ValueError: it is not what `_packed` makes.
+    """
     at = 4 + int.from_bytes(answer[:4], "little")
     header = json.loads(answer[4:at])
     arrays = {}
     for name, kind, shape in header["arrays"]:
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(answer, dtype=np.dtype(kind), count=count, offset=at).reshape(shape)
-        at += arrays[name].nbytes
+        dtype = np.dtype(str(kind))
+        if dtype.kind not in "uif" or not all(isinstance(side, int) and side >= 0 for side in shape):
+            raise ValueError(f"array {name!r} is of {kind!r} and {shape!r}")
+        arrays[str(name)] = np.frombuffer(answer, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
+        at += arrays[str(name)].nbytes
+    if at != len(answer) - TAIL:
+        raise ValueError(f"{len(answer)} bytes, of which {at} are accounted for")
     return header, arrays
 
 
 # ---- the server ----------------------------------------------------------------------------------------------------------
 
 
-def serve(channel: socket.socket) -> None:
-    """Fork a child for every request on `channel`, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the channel
-    tasks = _tasks()
-    while True:
-        message, files, _, _ = socket.recv_fds(channel, MESSAGE, 2)
+class Server:
+    """Gives every request on a channel to a child of its own, until the other end closes."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._tasks: dict[str, Task] = {}
+        self._spare: tuple[int, socket.socket] | None = None
+        self._running: dict[int, int] = {}  # process numbers by descriptor
+
+    def serve(self) -> None:
+        """Work until the channel is closed, by death or by will; nobody waits then for what still runs."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the channel
+        while True:
+            ready, _, _ = select.select([self._channel.fileno(), *self._running], [], [])
+            for child in set(ready) & set(self._running):
+                pid = self._running.pop(child)
+                with contextlib.suppress(ConnectionError):
+                    self._channel.send(f"{pid} {_ended(pid)}".encode())
+                os.close(child)
+            if self._channel.fileno() in ready:
+                try:
+                    open_still = self._take()
+                except ConnectionError:
+                    open_still = False
+                if not open_still:
+                    break
+        for pid in [*self._running.values(), *(self._spare or ())[:1]]:
+            _ended(pid)
+
+    def _take(self) -> bool:
+        """Give one request to the spare child, and fork another; tell whether the channel is still open."""
+        message, files, _, _ = socket.recv_fds(self._channel, MESSAGE, 3)
         if not message:
-            return
-        pid = os.fork()
-        if pid == 0:
-            channel.close()
-            _child(tasks, json.loads(message), *files)
+            return False
+        request = json.loads(message)
+        if request["task"] not in self._tasks:
+            self._tasks[request["task"]] = _loaded(request["task"], request["options"])
+            if self._spare:  # it was forked before this task was there
+                _ended(self._spare[0])
+            self._spare = None
+        pid, inlet = self._spare or self._forked()
+        child = os.pidfd_open(pid)
+        self._running[child] = pid
+        with inlet:
+            socket.send_fds(inlet, [message], files)
+        socket.send_fds(self._channel, [str(pid).encode()], [child])
         for descriptor in files:
             os.close(descriptor)
-        channel.send(str(pid).encode())
-        channel.send(str(os.waitpid(pid, 0)[1]).encode())
+        self._spare = self._forked()
+        return True
+
+    def _forked(self) -> tuple[int, socket.socket]:
+        """Fork a child that waits for its request; return its number and the socket to send it through."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server, pid = os.getpid(), os.fork()
+        if pid == 0:
+            self._channel.close()
+            ours.close()
+            _child(self._tasks, server, theirs)
+        theirs.close()
+        return pid, ours
 
 
-def _tasks() -> dict[str, tuple[Callable[..., Any], type[Any]]]:
+def _ended(pid: int) -> int:
+    """End a child and what it may have started; return its status. Until then its number cannot be another's."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _loaded(name: str, options: dict[str, Any]) -> Task:
+    """Import what a task needs, and warm it up."""
     import av.logging
     import cv2
 
-    from pipeline import scan, spans
-
+    for module in pkgutil.walk_packages(av.__path__, "av."):  # one that is needed late, for a stream of subtitles, say
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     av.logging.set_level(None)
     cv2.setNumThreads(0)
-    with contextlib.suppress(ImportError):
-        import decord  # noqa: F401  (loaded here once, so that children find it warm)
-    return {"scan": (scan.scan, scan.ScanOptions), "read_span": (spans.read_span, spans.Span)}
+    if name == "scan":
+        from PIL import Image
+
+        from pipeline import scan
+
+        Image.init()  # a child cannot open the files of modules that it would load late
+        task = Task(function=scan.scan, options=scan.ScanOptions)
+    else:
+        from pipeline import spans
+
+        with contextlib.suppress(ImportError):
+            import decord  # noqa: F401  (loaded here once, so that children find it warm)
+        task = Task(function=spans.read_span, options=spans.Span, reopens=True)
+    _warm_up(task, options)
+    return task
 
 
-def _child(tasks: dict[str, tuple[Callable[..., Any], type[Any]]], request: dict[str, Any], file: int, answer: int) -> None:
+def _warm_up(task: Task, options: dict[str, Any]) -> None:
+    """Run the task once over frames of our own: a child finds loaded and set up what libraries load and set up late.
+
+    A child may not open the files of modules, and would spend on them, again and again, more than on a short video.
+    """
+    from pipeline import media
+
+    with media.plain_video() as file, contextlib.suppress(Exception):  # what is wrong with the task, its child will tell
+        with media.opened(file, "avi", 1) as (container, stream):
+            pictures = [media.Scaler(1).rgb(frame, 8, 8) for _, frame in media.decoded(container, stream)]
+        assert pictures
+        file.seek(0)
+        task.function(file, task.options(**options))
+    gc.collect()
+    gc.freeze()  # a child's collector that walks over all that is loaded here would copy it page by page
+
+
+def _child(tasks: dict[str, Task], server: int, inlet: socket.socket) -> None:
     """Do one request and end the process; never returns."""
     code = 1
     try:
-        _limit(Limits(**request["limits"]))
+        os.setpgid(0, 0)
+        seccomp.die_with_parent(signal.SIGKILL)
+        if os.getppid() != server:
+            return  # it died before that was arranged
+        _silence()
+        message, (file, answer, progress), _, _ = socket.recv_fds(inlet, MESSAGE, 3)
+        inlet.close()
+        request = json.loads(message)
+        task, limits = tasks[request["task"]], Limits(**request["limits"])
+        _tell_progress_through(progress)
+        _limit(limits, one_process=not task.reopens and request["options"]["threads"] == 1)
+        confined = limits.seccomp != "off" and seccomp.confine(may_read_files=task.reopens)
         with os.fdopen(answer, "wb") as out, os.fdopen(file, "rb") as source:
-            source.seek(0)  # the offset is shared with the parent and with earlier calls
-            out.writelines(_answer(*tasks[request["task"]], source, request["options"]))
+            if limits.seccomp == "require" and not confined:
+                out.writelines(_packed({"failure": UNCONFINED}, {}))
+            else:
+                source.seek(0)  # the offset is shared with the parent and with earlier calls
+                out.writelines(_answer(task, source, request["options"]))
         code = 0
     except MemoryError:
-        code = 3
+        code = OUT_OF_MEMORY
     finally:
         os._exit(code)
 
 
-def _answer(function: Callable[..., Any], kind: type[Any], source: BinaryIO, options: dict[str, Any]) -> list[bytes]:
+def _tell_progress_through(descriptor: int) -> None:
+    from pipeline import media
+
+    media.tell_progress_to(Progress(descriptor).tell)
+
+
+def _silence() -> None:
+    """Keep what decoders print, which is a file's to choose, off the terminal."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _answer(task: Task, source: BinaryIO, options: dict[str, Any]) -> list[bytes]:
     from pipeline.media import MediaError
 
     try:
-        facts, arrays = function(source, kind(**options))
+        facts, arrays = task.function(source, task.options(**options))
         return _packed({"facts": facts}, arrays)
     except MediaError as error:
         failure = {"error": error.error, "message": str(error)}
     except MemoryError:
-        failure = {"error": "memory", "message": "decoding needs more memory than is allowed"}
+        failure = {"error": "memory", "message": SHORT_OF_MEMORY}
     except OSError as error:
         # Threads that find no room for their stacks say EAGAIN.
         short = error.errno in (errno.ENOMEM, errno.EAGAIN)
         failure = {"error": "memory" if short else "io", "message": str(error)}
     except Exception as error:  # foreign decoders raise anything; the parent shall know what
-        failure = {"error": "decoder_crash", "message": f"{type(error).__name__}: {error}"}
+        short = getattr(error, "code", None) == OPENCV_NO_MEMORY
+        failure = {"error": "memory" if short else "decoder_crash", "message": f"{type(error).__name__}: {error}"[:500]}
     return _packed({"failure": failure}, {})
 
 
-def _limit(limits: Limits) -> None:
+def _limit(limits: Limits, *, one_process: bool) -> None:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, used + limits.memory_bytes)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
-    # The parent kills at the deadline; should it have died itself, the alarm ends this process a little later.
-    signal.alarm(int(limits.wall_s) + 5)
+    _lower(resource.RLIMIT_NOFILE, 64)
+    if one_process:
+        _lower(resource.RLIMIT_NPROC, 0)
+    # The parent kills at the deadline; should it hang itself, these end the process a little later.
+    _lower(resource.RLIMIT_CPU, 5 + (os.cpu_count() or 1) * int(limits.wall_s))
+    signal.alarm(5 + int(limits.wall_s))
 
 
 def _lower(kind: int, value: int) -> None:
@@ -241,4 +507,4 @@ def _lower(kind: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    Server(socket.socket(fileno=int(sys.argv[1]))).serve()

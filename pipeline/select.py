@@ -40,8 +40,9 @@ def rejection(clip: Clip, scores: Mapping[str, float] | None, rules: Sequence[Ru
 
 
 def clip_facts(clip: Clip) -> dict[str, float]:
-    """Return the facts of a clip that rules can be over; a still image has no duration and no frame rate."""
-    facts = {"short_side_px": float(min(clip.height_px, clip.width_px)), "aspect": clip.width_px / clip.height_px}
+    """Return the facts of a clip that rules can be over; sizes are without black bars, a still image has no duration."""
+    _, _, height, width = clip.crop
+    facts = {"short_side_px": float(min(height, width)), "aspect": width / height}
     return facts if clip.fps == 0 else {**facts, "duration_s": clip.duration_s, "fps": clip.fps}
 
 

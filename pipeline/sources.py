@@ -130,7 +130,7 @@ def _opened(source: Source) -> BinaryIO:
     size = os.fstat(file.fileno()).st_size
     if size != source.size_bytes:
         file.close()
-        raise SourceError("source_changed", f"{size} bytes, where the plan lists {source.size_bytes}")
+        raise SourceError("io", f"{size} bytes, where the plan lists {source.size_bytes}")
     return file
 
 

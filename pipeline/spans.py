@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.crop import Box, cropped, scaled_box
 from pipeline.media import MediaError, Picture, Scaler, decoded, display_matrix, load_image, opened, sniff, upright
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Frames wanted of a source, resized and then centre-cropped to (height, width).
+    """Frames wanted of a source, cut to what lies inside black bars, resized and then centre-cropped to (height, width).
 
+    `crop` (top, left, height, width) counts pixels of an upright frame of `shown` (height, width) with square pixels.
     `numbers` counts frames in presentation order and `times_s` are the presentation times of the same frames, as the scan of
     `frames` frames found them; both ascend, and a frame may be wanted twice.
     """
@@ -27,6 +29,8 @@ class Span:
     numbers: tuple[int, ...]
     times_s: tuple[float, ...]
     frames: int
+    shown: tuple[int, int]
+    crop: Box
     resized: tuple[int, int]
     size: tuple[int, int]
     reader: str
@@ -89,8 +93,8 @@ def _found_frames(frames: Iterator[tuple[float, Any]], span: Span, scaler: Scale
 
 
 def _to_training_size(picture: Picture, span: Span) -> Picture:
-    """Resize by area and crop the centre; width and height of `resized` make pixels square."""
-    resized = cv2.resize(picture, span.resized[::-1], interpolation=cv2.INTER_AREA)
+    """Cut bars off, resize by area and crop the centre; width and height of `resized` make pixels square."""
+    inside = cropped(picture, scaled_box(span.crop, span.shown, (picture.shape[0], picture.shape[1])))
+    resized = cv2.resize(inside, span.resized[::-1], interpolation=cv2.INTER_AREA)
     top, left = ((whole - part) // 2 for whole, part in zip(span.resized, span.size, strict=True))
-    cropped: Picture = resized[top : top + span.size[0], left : left + span.size[1]]
-    return cropped
+    return cropped(resized, (top, left, *span.size))

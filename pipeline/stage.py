@@ -70,6 +70,7 @@ class Stage(ABC, Generic[In, Value]):
     version: ClassVar[int]
     reads: ClassVar[tuple[str, ...]]
     value: ClassVar[type[Any]]
+    crash: ClassVar[str] = "worker_crash"  # the failure of what kills its worker again and again
     chunk: int
 
     @classmethod

@@ -9,7 +9,8 @@ from packing.manifest import Manifest, ShardEntry, open_manifest
 from packing.rows import read_index, read_row
 from packing.store import Store
 from pipeline.job import Job
-from pipeline.ledger import Ledger, packed_clip_ids
+from pipeline.ledger import Fate, Ledger, packed_clip_ids
+from pipeline.records import Clip
 
 
 def verify(job: Job) -> dict[str, Any]:
@@ -21,17 +22,17 @@ def verify(job: Job) -> dict[str, Any]:
     """
     try:
         ledger = Ledger(job)
+        fates = list(ledger.fates())
     except StoreError as error:  # nothing can be counted over results that cannot be read
         counts = dict.fromkeys(("sources", "clips", "packed", "rejected", "failed", "failed_sources"), 0)
         return {"ok": False, **counts, "violations": [str(error)]}
-    fates = list(ledger.fates())
     ready = {clip.clip_id for clip, fate in fates if fate.ready}
-    violations = [*_sources(ledger), *_waiting(ledger), *_damaged_parts(ledger)]
+    violations = [*_sources(ledger), *_waiting(fates), *_damaged_parts(ledger)]
     packed: set[str] = set()
     try:
         if found := packed_clip_ids(ledger.job.store):
             manifest, packed = found
-            violations += [*_corpus(ledger, manifest), *_same_clips(ready, packed)]
+            violations += [*_corpus(ledger, manifest), *_same_clips(ready, packed), *_copies(fates, packed)]
         elif ready:
             violations.append(f"{len(ready)} clips are ready and there is no manifest: run ingest again")
     except ShardError as error:
@@ -55,8 +56,8 @@ def _sources(ledger: Ledger) -> Iterator[str]:
             yield f"source {source.uri} has no fate"
 
 
-def _waiting(ledger: Ledger) -> Iterator[str]:
-    for clip, fate in ledger.fates():
+def _waiting(fates: list[tuple[Clip, Fate]]) -> Iterator[str]:
+    for clip, fate in fates:
         if fate.open:
             yield f"clip {clip.clip_id} has no fate: it waits for {fate.stage}"
 
@@ -69,6 +70,13 @@ def _damaged_parts(ledger: Ledger) -> Iterator[str]:
 def _same_clips(ready: set[str], packed: set[str]) -> Iterator[str]:
     yield from (f"clip {clip_id} is ready and in no shard of the newest manifest" for clip_id in sorted(ready - packed))
     yield from (f"clip {clip_id} is packed and should not be" for clip_id in sorted(packed - ready))
+
+
+def _copies(fates: list[tuple[Clip, Fate]], packed: set[str]) -> Iterator[str]:
+    """Check that no content is lost: whoever is rejected as a copy, the clip that it copies is packed."""
+    for clip, fate in fates:
+        if fate.duplicate_of is not None and fate.duplicate_of not in packed:
+            yield f"clip {clip.clip_id} is rejected as a copy of {fate.duplicate_of}, which is in no shard"
 
 
 def _corpus(ledger: Ledger, manifest: Manifest) -> Iterator[str]:

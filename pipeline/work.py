@@ -1,7 +1,8 @@
 """Run one stage over one partition: what every worker does, whoever placed it.
 
 Work is what the stage admits and has no result yet. It goes in fixed chunks of the partition's keys, one part a chunk, so a
-killed worker costs one chunk, and a resumed chunk has the batches, and with them the bits, of an undisturbed run.
+killed worker costs one chunk, and a resumed chunk has the batches, and with them the bits, of an undisturbed run. What kills
+its worker again and again is isolated and failed (`pipeline.attempts`).
 """
 
 import os
@@ -9,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.attempts import Attempt, Attempts
 from pipeline.job import Job
-from pipeline.records import Outcome, Partition
+from pipeline.records import Outcome, Partition, failed
 from pipeline.results import LatestOutcomes
 from pipeline.stage import PartitionView, Stage
 from pipeline.stages import STAGES
@@ -38,31 +40,58 @@ class StageWorker:
         view = partition_view(self.job, partition)
         mine = LatestOutcomes(self.job.results(self.stage.name), partition.id)
         keys, admitted = self.stage.keys(view)
-        ok = failed = reused = 0
+        ok = lost = reused = 0
+        attempts: Attempts | None = None  # read only where there is something to do
         for start in range(0, len(keys), self.stage.chunk):
             chunk = keys[start : start + self.stage.chunk]
             todo = [key for key in chunk if key in admitted and self._is_due(mine.get(key))]
             reused += sum(1 for key in chunk if key in admitted) - len(todo)
             if todo:
-                outcomes = self._outcomes(view, mine, todo)
-                self.job.results(self.stage.name).write(partition.id, outcomes)
-                failed += sum(1 for outcome in outcomes if outcome.failure)
-                ok += sum(1 for outcome in outcomes if outcome.value is not None)
-        return Work(ok=ok, failed=failed, reused=reused)
+                attempts = attempts or Attempts.of(self.job.store, self.stage.name, self._fingerprint, partition.id)
+                for outcomes in self._committed(view, attempts, [(key, 1 + _attempts(mine.get(key))) for key in todo]):
+                    lost += sum(1 for outcome in outcomes if outcome.failure)
+                    ok += sum(1 for outcome in outcomes if outcome.value is not None)
+        return Work(ok=ok, failed=lost, reused=reused)
+
+    @property
+    def _fingerprint(self) -> str:
+        return self.job.fingerprints[self.stage.name]
 
     def _is_due(self, known: Outcome[Any] | None) -> bool:
         return known is None or (self.job.retry and known.failure is not None)
 
-    def _outcomes(self, view: PartitionView, mine: LatestOutcomes, keys: Sequence[str]) -> list[Outcome[Any]]:
-        """Process keys and return their outcomes in the order of the keys, each with the number of its attempt."""
+    def _committed(self, view: PartitionView, attempts: Attempts, keys: Sequence[Attempt]) -> Iterator[list[Outcome[Any]]]:
+        """Process keys and commit their outcomes: in one part, unless a worker has died of them before."""
+        results = self.job.results(self.stage.name)
+        guilty = [key for key in keys if attempts.is_guilty(key)]
+        for group in attempts.groups([key for key in keys if key not in guilty]):
+            self._make_live()
+            with attempts.marked(group):
+                outcomes = self._outcomes(view, group)
+                results.write(view.partition.id, outcomes)
+            yield outcomes
+        if guilty:
+            outcomes = [self._condemned(key, attempts.deaths[key]) for key in guilty]
+            results.write(view.partition.id, outcomes)
+            yield outcomes
+
+    def _condemned(self, key: Attempt, deaths: int) -> Outcome[Any]:
+        outcome: Outcome[Any] = failed(key[0], self.stage.crash, f"its worker died {deaths} times")
+        return replace(outcome, attempt=key[1])
+
+    def _make_live(self) -> None:
         if not self._live:
             limit_threads(self.job.config.threads)
             self.stage.setup()
             self._live = True
-        made = {outcome.key: outcome for outcome in self.stage.process(self.stage.inputs(view, keys))}
-        if made.keys() != set(keys):
-            raise AssertionError(f"{self.stage.name} lost or invented outcomes: {made.keys() ^ set(keys)}")
-        return [replace(made[key], attempt=1 + _attempts(mine.get(key))) for key in keys]
+
+    def _outcomes(self, view: PartitionView, keys: Sequence[Attempt]) -> list[Outcome[Any]]:
+        """Process keys and return their outcomes in the order of the keys, each with the number of its attempt."""
+        wanted = dict(keys)
+        made = {outcome.key: outcome for outcome in self.stage.process(self.stage.inputs(view, list(wanted)))}
+        if made.keys() != wanted.keys():
+            raise AssertionError(f"{self.stage.name} lost or invented outcomes: {made.keys() ^ wanted.keys()}")
+        return [replace(made[key], attempt=number) for key, number in keys]
 
 
 def partition_view(job: Job, partition: Partition) -> PartitionView:

@@ -18,24 +18,25 @@ from packing.text import TextEncoder, load_text_encoder
 from pipeline.config import EmbedConfig, RunConfig, ScoreConfig
 from pipeline.records import EmbeddedCaption, EmbedResult, Outcome
 from pipeline.stage import PartitionView, Stage, torch_device
-from pipeline.stages.score import title_of
+from pipeline.stages.score import sentences, title_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipToEmbed:
-    """The captions (prompt, text, model) of a clip and its CLIP embedding [D]."""
+    """The captions (prompt, text, model) of a clip, its CLIP embedding [D], and the title of its source ("" without one)."""
 
     clip_id: str
     captions: Sequence[tuple[str, str, str]]
+    title: str
     embedding: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Stage[ClipToEmbed, EmbedResult]):
-    """Features of every caption of a clip; the source's own title counts as one more caption."""
+    """Features of every caption of a clip; of its source's title, the sentence that fits it best counts as one more caption."""
 
     name: ClassVar[str] = "embed"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("recaption", "score")
     value: ClassVar[type[Any]] = EmbedResult
     config: EmbedConfig
@@ -66,9 +67,8 @@ class Embed(Stage[ClipToEmbed, EmbedResult]):
         outcome = view.outcomes["recaption"].get(key)
         assert outcome is not None
         captions = [(caption.prompt, caption.text, outcome.result.model) for caption in outcome.result.captions]
-        if title := title_of(view, key):
-            captions.append(("title", title, ""))
-        return ClipToEmbed(clip_id=key, captions=captions, embedding=view.outcomes["score"].tensor(key, "embedding"))
+        embedding = view.outcomes["score"].tensor(key, "embedding")
+        return ClipToEmbed(clip_id=key, captions=captions, title=title_of(view, key), embedding=embedding)
 
     def setup(self) -> None:
         """Load the encoder and the CLIP model."""
@@ -79,7 +79,9 @@ class Embed(Stage[ClipToEmbed, EmbedResult]):
         return [self._embed(clip) for clip in batch]
 
     def _embed(self, clip: ClipToEmbed) -> Outcome[EmbedResult]:
-        features = self._encoder.encode([text for _, text, _ in clip.captions])
+        titles = [("title", title, "") for title in self._best_sentence(clip)]
+        described = [*clip.captions, *titles]
+        features = self._encoder.encode([text for _, text, _ in described])
         captions = tuple(
             EmbeddedCaption(
                 prompt=prompt,
@@ -88,10 +90,15 @@ class Embed(Stage[ClipToEmbed, EmbedResult]):
                 tokens=len(states),
                 agreement=float(clip.embedding @ self._clip.text_feature(text)),
             )
-            for (prompt, text, model), states in zip(clip.captions, features, strict=True)
+            for (prompt, text, model), states in zip(described, features, strict=True)
         )
         result = EmbedResult(width=self._encoder.facts.width, captions=captions)
         return Outcome(key=clip.clip_id, value=result, tensors={"text": torch.cat(features)})
+
+    def _best_sentence(self, clip: ClipToEmbed) -> Sequence[str]:
+        """Return the sentence of the title that CLIP finds most like the clip: a title may tell of several shots."""
+        said = sentences(clip.title)
+        return [max(said, key=lambda text: float(clip.embedding @ self._clip.text_feature(text)))] if said else []
 
     @cached_property
     def _encoder(self) -> TextEncoder:

@@ -38,11 +38,21 @@ class ClipToEncode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadClip:
+    """Frames uint8 [F, Y, X, 3] of a clip at training size, their rate, how they were fitted, and which decoder read them."""
+
+    frames: NDArray[np.uint8]
+    fps: float
+    fit: Fit
+    reader: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encode(Stage[ClipToEncode, EncodeResult]):
     """One clip to one normalised latent, alone, so that its bits do not depend on its neighbours."""
 
     name: ClassVar[str] = "encode"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("split",)
     value: ClassVar[type[Any]] = EncodeResult
     config: EncodeConfig
@@ -103,25 +113,23 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
     def _encode(self, item: ClipToEncode) -> Outcome[EncodeResult]:
         key = item.clip.clip_id
         try:
-            fit, fps, numbers = self._geometry(item)
+            read = self.read(item)
         except ValueError as error:
             return failed(key, "too_small", str(error))
-        try:
-            frames, reader = self._read(item, fit, numbers)
         except SourceError as error:
             return failed(key, error.error, str(error))
-        latent = self._codec.encode(frames).to(torch.float16)
+        latent = self._codec.encode(read.frames).to(torch.float16)
         if not latent.isfinite().all():
             return failed(key, "not_finite", "the latent has values that fp16 cannot hold")
         channels, t, h, w = latent.shape
         result = EncodeResult(
-            fps=fps,
-            frames=len(numbers),
-            resized=fit.resized,
-            size=fit.size,
+            fps=read.fps,
+            frames=len(read.frames),
+            resized=read.fit.resized,
+            size=read.fit.size,
             latent_shape=(channels, t, h, w),
             stride=self._codec.stride,
-            reader=reader,
+            reader=read.reader,
         )
         return Outcome(key=key, value=result, tensors={"latent": latent})
 
@@ -129,24 +137,40 @@ class Encode(Stage[ClipToEncode, EncodeResult]):
         """Return the training size, the frame rate, and the numbers of the frames to read."""
         stride, clip = self._codec.stride, item.clip
         multiple = stride[1] * self.patch[1], stride[2] * self.patch[2]
-        fit = fit_frame(clip.height_px, clip.width_px, max_pixels=self.config.max_pixels, multiple=multiple)
+        _, _, height, width = clip.crop
+        fit = fit_frame(height, width, max_pixels=self.config.max_pixels, multiple=multiple)
         fps = output_fps(clip.fps, self.config.fps)
         wanted = wanted_times(clip, fps)
-        count = legal_frames(len(wanted), stride=stride[0], patch=self.patch[0], most=self.config.max_frames)
+        count = legal_frames(
+            len(wanted),
+            stride=stride[0],
+            patch=self.patch[0],
+            most=self.config.max_frames,
+            step=self._codec.frame_step,
+        )
         return fit, fps, nearest_frames(item.times_s, clip, wanted[:count])
 
-    def _read(self, item: ClipToEncode, fit: Fit, numbers: Sequence[int]) -> tuple[NDArray[np.uint8], str]:
+    def read(self, item: ClipToEncode) -> ReadClip:
+        """Read the frames of a clip at training size.
+
+        Raises:
+            ValueError: it is too small or too short for one token.
+            SourceError: its frames cannot be read.
+        """
+        fit, fps, numbers = self._geometry(item)
         span = Span(
             numbers=tuple(numbers),
             times_s=tuple(float(item.times_s[number]) for number in numbers),
             frames=item.split.frames,
+            shown=(item.clip.height_px, item.clip.width_px),
+            crop=item.clip.crop,
             resized=fit.resized,
             size=fit.size,
             reader="decord" if suits_decord(item.split) else "pyav",
             threads=self.decode_threads,
         )
         facts, arrays = self._decoder.run("read_span", item.source, span)
-        return arrays["frames"], facts["reader"]
+        return ReadClip(frames=arrays["frames"], fps=fps, fit=fit, reader=facts["reader"])
 
     @cached_property
     def _codec(self) -> VideoCodec:

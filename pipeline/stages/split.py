@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config import RunConfig, SplitConfig
 from pipeline.decoder import Decoder
+from pipeline.detectors import THRESHOLDS
 from pipeline.measures import MEASURES
 from pipeline.records import Clip, Outcome, Source, SplitResult, failed
 from pipeline.sandbox import Arrays, Limits
@@ -23,9 +24,10 @@ class Split(Stage[Source, SplitResult]):
     """One source to many clips, in a process of its own."""
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: ClassVar[tuple[str, ...]] = ()
     value: ClassVar[type[Any]] = SplitResult
+    crash: ClassVar[str] = "decoder_crash"
     config: SplitConfig
 
     @classmethod
@@ -55,6 +57,8 @@ class Split(Stage[Source, SplitResult]):
         self._decoder.close()
 
     def _scan(self, source: Source) -> Outcome[SplitResult]:
+        if source.size_bytes > self.config.max_bytes:
+            return failed(source.key, "too_large", f"{source.size_bytes} bytes are over {self.config.max_bytes}")
         try:
             facts, arrays = self._decoder.run("scan", source, self.options)
         except SourceError as error:
@@ -73,7 +77,7 @@ class Split(Stage[Source, SplitResult]):
     def _clip(self, source: Source, facts: Mapping[str, Any], clip: Mapping[str, Any]) -> Clip:
         identity = f"{facts['source_id']}\n{clip['start_s']!r}\n{clip['end_s']!r}\n{self._digest}"
         return Clip(
-            **{**clip, "frame_times_s": tuple(clip["frame_times_s"])},
+            **{**clip, "frame_times_s": tuple(clip["frame_times_s"]), "crop": tuple(clip["crop"])},
             clip_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
             source_key=source.key,
             source_id=facts["source_id"],
@@ -87,20 +91,27 @@ class Split(Stage[Source, SplitResult]):
         """What the scan is told."""
         c = self.config
         return ScanOptions(
-            threshold=c.threshold,
+            detector=c.detector,
+            threshold=THRESHOLDS[c.detector] if c.threshold is None else c.threshold,
             min_shot_frames=c.min_shot_frames,
             max_clip_s=c.max_clip_s,
             frames_per_clip=c.frames_per_clip,
             frame_side_px=c.frame_side_px,
             max_pixels=c.max_pixels,
             threads=c.decode_threads,
+            min_frames=c.min_frames,
+            max_frames=c.max_frames,
+            max_duration_s=c.max_duration_s,
+            partial=c.partial,
         )
 
     @cached_property
     def _digest(self) -> str:
         """The splitter's own fingerprint, as it enters clip ids: what cuts, not what is kept of the frames."""
-        cutting = {"version": self.version, "threshold": self.config.threshold, "shot": self.config.min_shot_frames}
-        return hashlib.sha256(repr({**cutting, "longest": self.config.max_clip_s}).encode()).hexdigest()
+        options = self.options
+        cutting = {"version": self.version, "detector": options.detector, "threshold": options.threshold}
+        lengths = {"shot": options.min_shot_frames, "longest": options.max_clip_s}
+        return hashlib.sha256(repr({**cutting, **lengths}).encode()).hexdigest()
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -109,4 +120,10 @@ class Split(Stage[Source, SplitResult]):
 
 def decode_limits(config: SplitConfig) -> Limits:
     """Return what the decoding of one source may use."""
-    return Limits(wall_s=config.timeout_s, memory_bytes=config.memory_mb << 20)
+    return Limits(
+        wall_s=config.timeout_s,
+        memory_bytes=config.memory_mb << 20,
+        per_video_s=config.timeout_per_s,
+        longest_s=config.max_duration_s,
+        seccomp=config.seccomp,
+    )

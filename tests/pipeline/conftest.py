@@ -67,6 +67,7 @@ def read_span(sandbox: Sandbox, scan: Scan) -> ReadSpan:
         *,
         size: tuple[int, int] | None = None,
         reader: str = "pyav",
+        crop: tuple[int, int, int, int] | None = None,
     ) -> tuple[str, NDArray[np.uint8]]:
         facts, arrays = scan(path)
         times = tuple(float(arrays["times_s"][number]) for number in numbers)
@@ -74,6 +75,8 @@ def read_span(sandbox: Sandbox, scan: Scan) -> ReadSpan:
             numbers=numbers,
             times_s=times,
             frames=facts["frames"],
+            shown=(facts["height_px"], facts["width_px"]),
+            crop=crop or (0, 0, facts["height_px"], facts["width_px"]),
             resized=resized,
             size=size or resized,
             reader=reader,
@@ -105,7 +108,9 @@ def make_clip() -> MakeClip:
             "frame_times_s": (0.0, 1.0),
             "measures": {"luma": 0.5, "contrast": 0.2, "motion": 0.1},
         }
-        return Clip(**{**fields, **changes})
+        fields = {**fields, **changes}
+        whole = (0, 0, fields["height_px"], fields["width_px"])
+        return Clip(**{"crop": whole, "shot_start_frame": fields["start_frame"], **fields})
 
     return make
 

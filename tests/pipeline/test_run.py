@@ -1,11 +1,13 @@
 """A run in one process: every source and clip has a fate, nothing is done twice, and a change redoes what it must."""
 
 import json
+import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import webdataset
 from safetensors.torch import load
@@ -18,7 +20,7 @@ from pipeline.job import open_job
 from pipeline.ledger import Ledger, funnel
 from pipeline.verify import verify
 from pipeline.work import Work
-from tests.media import shots, write_video
+from tests.media import Picture, shots, write_image, write_video
 
 pytestmark = pytest.mark.integration
 RunJob = Callable[..., IngestReport]
@@ -226,6 +228,93 @@ def test_a_file_that_changes_after_planning_fails_alone(tmp_path: Path, run_job:
     report = run_job(tmp_path / "run", f"input.uri={table}", "input.text=''")
     assert report.work["split"] == Work(ok=1, failed=1)
     assert funnel(ledger_of(tmp_path / "run"))["sources"]["failed"] == {"io": 1}
+
+
+# ---- copies ------------------------------------------------------------------------------------------------------------
+
+
+def larger() -> Iterator[Picture]:
+    """The frames of `b` in another size."""
+    return (cv2.resize(frame, (192, 128)) for frame in shots([32], first_scene=2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sources `b` and, encoded again in another size and codec, `c`; in the order of the plan."""
+    write_video(tmp_path / "in/b.mp4", shots([32], first_scene=2))
+    write_video(tmp_path / "in/c.avi", larger(), codec="mpeg4")
+    write_image(tmp_path / "in/d.png", 5)
+    write_image(tmp_path / "in/e.png", 5, height=128, width=192)
+    return tmp_path / "in"
+
+
+def copies(run: Path) -> dict[str, str]:
+    """The files of which a clip is rejected as a copy, and the file of the clip that each copies."""
+    ledger = ledger_of(run)
+    names = {source.key: Path(source.uri).name for source in ledger.sources}
+    of = {clip_id: names[clip.source_key] for clip_id, clip in ledger.clips.items()}
+    return {of[clip.clip_id]: of[fate.duplicate_of] for clip, fate in ledger.fates() if fate.duplicate_of}
+
+
+def test_a_clip_encoded_again_is_a_copy_of_the_first_in_the_plan(tmp_path: Path, run_job: RunJob, folder: Path) -> None:
+    run = tmp_path / "run"
+    report = run_job(run, f"input.uri={folder}", "input.text=''")
+    assert copies(run) == {"c.avi": "b.mp4", "e.png": "d.png"}
+    rejections = [fate.rejected for _, fate in ledger_of(run).fates() if fate.rejected]
+    assert {(broken.rule, broken.threshold) for broken in rejections} == {("duplicate", 0.38)}
+    assert all(broken.value is not None and 0 <= broken.value <= 0.38 for broken in rejections)
+    clips = funnel(ledger_of(run))["clips"]
+    assert (clips["cut"], clips["packed"], clips["rejected"], clips["waiting"]) == (4, 2, {"duplicate": 2}, {})
+    assert report.manifest is not None
+    assert report.manifest.clips == 2
+    assert verify(open_job(str(run)))["ok"]
+
+
+def test_sources_planned_later_never_push_a_packed_clip_out(tmp_path: Path, run_job: RunJob, folder: Path) -> None:
+    run = tmp_path / "run"
+    run_job(run, f"input.uri={folder}", "input.text=''")
+    write_video(folder / "a.mp4", larger())
+    report = run_job(run, f"input.uri={folder}", "input.text=''")
+    assert copies(run) == {"a.mp4": "b.mp4", "c.avi": "b.mp4", "e.png": "d.png"}
+    assert report.shards_written == 0
+    assert verify(open_job(str(run)))["ok"]
+
+
+def test_a_clip_that_is_rejected_owns_no_content(tmp_path: Path, run_job: RunJob, folder: Path) -> None:
+    small = "select.rules=[{value: short_side_px, min: 100, name: too_small}]"
+    run_job(tmp_path / "run", f"input.uri={folder}", "input.text=''", small)
+    assert copies(tmp_path / "run") == {}
+    assert funnel(ledger_of(tmp_path / "run"))["clips"]["rejected"] == {"too_small": 2}
+
+
+def test_keeping_copies_packs_them_and_computes_nothing(tmp_path: Path, run_job: RunJob, folder: Path) -> None:
+    run, settings = tmp_path / "run", (f"input.uri={folder}", "input.text=''")
+    first = run_job(run, *settings)
+    report = run_job(run, *settings, "select.duplicates.max_distance=0")
+    assert (done(report), copies(run)) == ({}, {})
+    assert report.manifest is not None
+    assert report.manifest.clips == 4
+    assert report.manifest != first.manifest
+    assert run_job(run, *settings).manifest == first.manifest
+
+
+def test_a_copy_whose_original_is_in_no_shard_is_seen(tmp_path: Path, run_job: RunJob, folder: Path) -> None:
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    run_job(run, f"input.uri={folder}", "input.text=''")
+    run_job(alone, f"input.uri={folder}/c.avi", "input.text=''")
+    shutil.rmtree(run / "packed")
+    shutil.copytree(alone / "packed", run / "packed")
+    assert any("rejected as a copy of" in line for line in violations(run))
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_lost_signatures_are_named(run_copy: Path, harm: str) -> None:
+    tensors = next(run_copy.glob("results/score/*/*.safetensors"))
+    data = tensors.read_bytes()
+    tensors.unlink()
+    if harm == "damaged":
+        tensors.write_bytes(data[:40])
+    assert any(tensors.name in line for line in violations(run_copy))
 
 
 def test_a_run_without_a_usable_source_packs_nothing_and_verifies(tmp_path: Path, run_job: RunJob) -> None:

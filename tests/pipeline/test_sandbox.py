@@ -1,16 +1,22 @@
 """The sandbox: a child that hangs, crashes or eats memory is told as a failure, and the next call works."""
 
 import contextlib
+import json
+import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.sandbox import DecodeError, Limits, Sandbox
+from pipeline.sandbox import BYTES_PER_S, DecodeError, Limits, Sandbox, _packed, _result
 from pipeline.scan import ScanOptions
 from tests.media import shots, write_video
 
@@ -62,15 +68,25 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def busy(pid: int, path: Path) -> list[int]:
+    """The children of a server that have a file open; the one that waits for its request has none."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link) == str(path) for link in Path(f"/proc/{child}/fd").iterdir()):
+                found.append(child)
+    return found
+
+
 @contextlib.contextmanager
-def signalled(sandbox: Sandbox, number: int, *, server: bool = False) -> Iterator[None]:
-    """Send a signal to the next decoding child, or to its server, as soon as there is a child."""
+def signalled(sandbox: Sandbox, path: Path, number: int, *, server: bool = False) -> Iterator[None]:
+    """Send a signal to the child that decodes a file, or to its server, as soon as there is such a child."""
     assert sandbox._server is not None
     parent = sandbox._server.pid
 
     def hit() -> None:
         deadline = time.monotonic() + 30
-        while not (found := children(parent)) and time.monotonic() < deadline:
+        while not (found := busy(parent, path)) and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(parent if server else found[0], number)
 
@@ -87,10 +103,11 @@ def test_a_scan_that_takes_too_long_is_a_timeout_and_the_next_call_works(own: Sa
 
 def test_a_decoder_that_hangs_is_a_timeout_and_leaves_no_process(own: Sandbox, short: Path, long: Path) -> None:
     assert frames_of(own, short) == 12
-    with signalled(own, signal.SIGSTOP):
+    with signalled(own, long, signal.SIGSTOP):
         assert error_of(own, long, Limits(wall_s=2.0, memory_bytes=2 << 30)) == "timeout"
     assert own._server is not None
-    assert children(own._server.pid) == []
+    assert busy(own._server.pid, long) == []
+    assert len(children(own._server.pid)) == 1
     assert frames_of(own, short) == 12
 
 
@@ -99,7 +116,7 @@ def test_a_decoder_that_dies_of_a_signal_is_a_crash_and_the_next_call_works(
     own: Sandbox, short: Path, long: Path, number: int
 ) -> None:
     assert frames_of(own, short) == 12
-    with signalled(own, number):
+    with signalled(own, long, number):
         assert error_of(own, long) == "decoder_crash"
     assert frames_of(own, short) == 12
 
@@ -109,7 +126,7 @@ def test_a_decoder_that_needs_too_much_memory_fails_and_the_next_call_works(own:
     assert frames_of(own, short) == 12
 
 
-@pytest.mark.parametrize("memory_mb", [4, 8])
+@pytest.mark.parametrize("memory_mb", [8, 16])
 def test_memory_that_runs_out_while_decoding_is_told_as_memory(own: Sandbox, long: Path, memory_mb: int) -> None:
     assert error_of(own, long, Limits(wall_s=60.0, memory_bytes=memory_mb << 20)) == "memory"
 
@@ -126,7 +143,7 @@ def test_the_server_outlives_its_own_death(own: Sandbox, short: Path) -> None:
 
 def test_a_server_that_dies_during_a_call_is_a_crash_and_the_next_call_works(own: Sandbox, short: Path, long: Path) -> None:
     assert frames_of(own, short) == 12
-    with signalled(own, signal.SIGKILL, server=True):
+    with signalled(own, long, signal.SIGKILL, server=True):
         assert error_of(own, long) == "decoder_crash"
     assert frames_of(own, short) == 12
 
@@ -158,3 +175,99 @@ def test_the_decoder_imports_no_torch(own: Sandbox, short: Path) -> None:
     mapped = Path(f"/proc/{own._server.pid}/maps").read_text()
     assert "libavcodec" in mapped
     assert "libtorch" not in mapped
+
+
+# ---- the deadline -------------------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_moves_with_what_is_decoded(own: Sandbox, short: Path, long: Path) -> None:
+    assert frames_of(own, short) == 12
+    assert error_of(own, long, Limits(wall_s=0.05, memory_bytes=2 << 30)) == "timeout"
+    assert frames_of(own, long, Limits(wall_s=0.05, memory_bytes=2 << 30, per_video_s=1000.0, longest_s=60.0)) == 480
+
+
+@pytest.mark.parametrize(
+    ("decoded_s", "counted_s"), [(0.0, 0.0), (3.0, 3.0), (1e9, 100.0), (-5.0, 0.0), (math.nan, 0.0), (math.inf, 0.0)]
+)
+def test_no_child_can_move_its_deadline_without_end(decoded_s: float, counted_s: float) -> None:
+    limits = Limits(wall_s=10.0, memory_bytes=1, per_video_s=2.0, longest_s=100.0)
+    assert limits.deadline_s(int(3 * BYTES_PER_S), decoded_s) == 10 + 3 + 2 * counted_s
+
+
+# ---- the answer ---------------------------------------------------------------------------------------------------------
+
+
+def answer(arrays: list[list[object]], data: bytes = b"", **header: object) -> bytearray:
+    """What a child would send whose header says this."""
+    text = json.dumps({"facts": {}, "failure": None, "arrays": arrays, **header}).encode()
+    body = len(text).to_bytes(4, "little") + text + data
+    return bytearray(body + len(body).to_bytes(8, "little"))
+
+
+def test_facts_and_arrays_come_back_as_they_were() -> None:
+    array = np.arange(6, dtype=np.float64).reshape(2, 3)
+    facts, arrays = _result(bytearray(b"".join(_packed({"facts": {"a": 1}}, {"x": array}))), None, None)
+    assert facts == {"a": 1}
+    assert np.array_equal(arrays["x"], array)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        bytearray(),
+        bytearray(b"\xff" * 100),
+        answer([["x", "|O", [1]]], bytes(8)),
+        answer([["x", "|V8", [1]]], bytes(8)),
+        answer([["x", "|u1", [9]]], bytes(8)),
+        answer([["x", "|u1", [-1]]], bytes(8)),
+        answer([["x", "|u1", [1 << 62]]], bytes(8)),
+        answer([["x", "no", [1]]], bytes(8)),
+        answer([], bytes(8)),
+        answer([], facts=7),
+        answer([], failure="a word"),
+        answer([["x"]]),
+    ],
+)
+def test_an_answer_that_is_nonsense_is_a_crash(nonsense: bytearray) -> None:
+    with pytest.raises(DecodeError) as caught:
+        _result(nonsense, None, None)
+    assert caught.value.error == "decoder_crash"
+
+
+# ---- what a child and its server inherit and leave ----------------------------------------------------------------------
+
+
+def test_the_server_does_not_inherit_the_keys_of_the_job(monkeypatch: pytest.MonkeyPatch, own: Sandbox, short: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+    frames_of(own, short)
+    assert own._server is not None
+    assert b"a secret" not in Path(f"/proc/{own._server.pid}/environ").read_bytes()
+
+
+def test_server_and_child_end_with_the_process_that_started_them(long: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.pipeline.test_sandbox import *\n"
+        "own = Sandbox(); frames_of(own, Path(sys.argv[1])); print(own._server.pid, flush=True)\n"
+        "while True: frames_of(own, Path(sys.argv[1]))"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", code, str(long)], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = int(process.stdout.readline())
+    deadline = time.monotonic() + 30
+    while not (working := busy(server, long)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    while any(Path(f"/proc/{pid}").exists() for pid in (server, *working)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (server, *working))
+
+
+@pytest.mark.parametrize("seccomp", ["auto", "off", "require"])
+def test_decoding_on_several_threads_works_with_and_without_a_filter(own: Sandbox, short: Path, seccomp: Any) -> None:
+    with open(short, "rb") as file:
+        options = ScanOptions(**{**vars(OPTIONS), "threads": 2})
+        limits = Limits(wall_s=60.0, memory_bytes=2 << 30, seccomp=seccomp)
+        assert own.call("scan", file, options, limits)[0]["frames"] == 12

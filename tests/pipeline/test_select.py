@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import RuleConfig, RunConfig, SelectConfig
 from pipeline.records import Clip
 from pipeline.select import Rejection, is_free, rejection, rules_of
+from pipeline.stages.score import SENTENCES, sentences, title_similarity
 
 MakeClip = Callable[..., Clip]
 Configure = Callable[..., RunConfig]
@@ -83,3 +85,34 @@ def test_size_and_shape_of_the_picture_can_be_asked(make_clip: MakeClip) -> None
         rule="short_side_px", value=50, threshold=51
     )
     assert rejection(clip, None, [RuleConfig(value="aspect", min=0.5, max=0.5)]) is None
+
+
+# ---- titles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "parts"),
+    [
+        ("A red circle moves left on a sky background.", ["A red circle moves left on a sky background."]),
+        ("A red circle. A blue star! Why? So… yes", ["A red circle.", "A blue star!", "Why?", "So…", "yes"]),
+        ("Version 2.5 of a.mp4", ["Version 2.5 of a.mp4"]),
+        ("Sunset | Drone\nShots", ["Sunset", "Drone", "Shots"]),
+        ("猫。犬！", ["猫。", "犬！"]),
+        ("... | !!", []),
+        ("", []),
+    ],
+)
+def test_a_title_is_divided_into_its_sentences(title: str, parts: list[str]) -> None:
+    assert sentences(title) == parts
+
+
+def test_of_a_title_without_end_only_the_first_sentences_are_read() -> None:
+    assert sentences("Go. " * 10_000) == ["Go."] * SENTENCES
+
+
+def test_the_sentence_that_fits_best_counts_over_all_frames() -> None:
+    frames = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    assert title_similarity(frames, [first]) == pytest.approx(0.8)
+    assert title_similarity(frames, [second]) == pytest.approx(0.4)
+    assert title_similarity(frames, [second, first]) == pytest.approx(0.8)

@@ -85,7 +85,7 @@ def test_published_cuts_are_found_to_the_frame(scan: Scan) -> None:
     ("name", "errors"),
     [
         ("moviepy/result.webm", ["unrecognised"]),
-        ("exoplayer/sample.text.mp4", ["no_video", "corrupt", "unsupported"]),
+        ("exoplayer/sample.text.mp4", ["no_video"]),
         ("exoplayer/sample_mpegh_mha1.mp4", ["no_video"]),
         ("decord/corrupted.mp4", ["corrupt", "truncated"]),
         ("exoplayer/invalid-bitstream.webm", ["corrupt"]),

@@ -314,7 +314,7 @@ def test_a_file_of_another_size_than_planned_has_changed(tmp_path: Path) -> None
     folder = folder_of(tmp_path, "a.mp4")
     (source,) = found(str(folder))
     (folder / "a.mp4").write_bytes(b"something else by now")
-    assert error_of(source) == "source_changed"
+    assert error_of(source) == "io"
 
 
 def test_a_file_that_is_gone_is_an_io_failure(tmp_path: Path) -> None:

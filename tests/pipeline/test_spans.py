@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -211,6 +213,33 @@ def test_frames_are_resized_and_then_cropped_at_the_centre(read_span: ReadSpan, 
     whole, cropped = (read_span(path, (2,), (32, 48), size=size)[1] for size in ((32, 48), (16, 32)))
     assert cropped.shape == (1, 16, 32, 3)
     assert np.array_equal(cropped, whole[:, 8:24, 8:40])
+
+
+BARRED = (16, 24, 32, 48)  # top, left, height, width
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_bars_are_cut_off_before_a_frame_is_resized(read_span: ReadSpan, tmp_path: Path, reader: str) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([8]))
+    top, left, height, width = BARRED
+    found, frames = read_span(path, (2, 5), (16, 24), crop=BARRED, reader=reader)
+    inside = stored(path, (2, 5))[:, top : top + height, left : left + width]
+    assert found == reader
+    assert difference(frames, np.stack([cv2.resize(p, (24, 16), interpolation=cv2.INTER_AREA) for p in inside])) <= 3
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_the_box_counts_pixels_of_the_upright_picture(read_span: ReadSpan, tmp_path: Path, reader: str) -> None:
+    path = set_matrix(write_video(tmp_path / "a.mp4", shots([8])), 0, 1, -1, 0)
+    whole = read_span(path, (3,), (96, 64), reader=reader)[1]
+    part = read_span(path, (3,), (40, 20), crop=(10, 30, 40, 20), reader=reader)[1]
+    assert np.array_equal(part, whole[:, 10:50, 30:50])
+
+
+def test_the_box_counts_square_pixels(read_span: ReadSpan, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([8]), aspect=Fraction(2))
+    frames = read_span(path, (3,), (64, 48), crop=(0, 32, 64, 96))[1]  # of 64 by 192 that are shown
+    assert difference(frames, stored(path, (3,))[:, :, 16:64]) <= 1
 
 
 def test_an_image_is_read_as_one_frame(read_span: ReadSpan, tmp_path: Path) -> None:

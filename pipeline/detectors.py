@@ -1,0 +1,77 @@
+"""Detectors by name: our own (`pipeline.transitions`, the default), and PySceneDetect's, which find cuts only.
+
+Runs in the decoder's process. All see the same small pictures, in the same order, and none decides anything else.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
+
+from pipeline.transitions import Transition, Transitions
+
+# By name, the threshold that each is used with unless another is given.
+THRESHOLDS = {
+    "transitions": 3.0,  # ratio: how much a frame stands out from its neighbours to be a cut
+    "adaptive": 3.0,  # ratio, likewise
+    "content": 27.0,  # levels of hue, saturation and luma, 0 to 255, that a frame changes by
+    "threshold": 12.0,  # levels, 0 to 255, that a picture is black below: shots end in black
+}
+
+
+class Detector(Protocol):
+    """Finds transitions while frames come in, some time behind them."""
+
+    @property
+    def stirred(self) -> bool:
+        """Whether the last frame may turn out to be the first of a shot, so that its picture should be kept."""
+
+    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next frame, uint8 BGR [rows, columns, 3]; return the transitions that are certain now, in order."""
+
+    def finish(self) -> list[Transition]:
+        """Return the remaining transitions when all frames were taken."""
+
+
+def detector(name: str, threshold: float, min_shot_frames: int) -> Detector:
+    """Make a detector.
+
+    Args:
+        name: one of `THRESHOLDS`.
+        threshold: of this detector.
+        min_shot_frames: two cuts are never closer.
+    """
+    match name:
+        case "adaptive":
+            return SceneDetect(AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=min_shot_frames))
+        case "content":
+            return SceneDetect(ContentDetector(threshold=threshold, min_scene_len=min_shot_frames))
+        case "threshold":
+            return SceneDetect(ThresholdDetector(threshold=threshold, min_scene_len=min_shot_frames))
+    return Transitions(threshold=threshold, min_shot_frames=min_shot_frames)
+
+
+class SceneDetect:
+    """One of PySceneDetect's detectors: cuts only, whatever lies around them."""
+
+    def __init__(self, found: Any) -> None:
+        """Use this detector of PySceneDetect."""
+        self._found, self._count = found, 0
+        self.stirred = False
+
+    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next frame; see `Detector`."""
+        # These count frames; the rate given here only labels them. Times come from the file.
+        cuts = self._found.process_frame(FrameTimecode(self._count, 25.0), picture)
+        self._count += 1
+        self.stirred = bool(cuts)
+        return _hard(cuts)
+
+    def finish(self) -> list[Transition]:
+        """Return the last cuts; see `Detector`."""
+        return _hard(self._found.post_process(FrameTimecode(max(0, self._count - 1), 25.0)))
+
+
+def _hard(cuts: list[FrameTimecode]) -> list[Transition]:
+    return [Transition(start=cut.frame_num, end=cut.frame_num) for cut in cuts if cut.frame_num > 0]

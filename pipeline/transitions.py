@@ -1,0 +1,496 @@
+"""Transitions: where one shot ends and the next begins, from the stream of a source's frames, a few seconds behind it.
+
+Runs in the decoder's process. Every frame becomes a tiny picture of block means (`CELLS`); all is decided on these, over
+windows in seconds of presentation time, whatever the frame rate. Three rules:
+
+- A **cut** lies between two sides no frames of which are alike, and it stands out from what changes around it. A flash, or a
+  strobe light, has frames alike on both sides, and is no cut.
+- A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
+  steady pace, and keep still before and after. What pans, moves or grows changes cell after cell; what gets lighter or darker
+  keeps its structure.
+- Cuts and ramps with next to nothing between them, or with nothing but frames of one colour, are one transition.
+
+Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
+
+Legend: N frames, K values of a tiny picture (cells × blue, green, red), levels 0 to 255.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Cells = NDArray[np.float32]  # [K], or [N, K]
+Series = NDArray[np.float64]  # [N]
+
+CELLS = (12, 16)  # rows, columns
+FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
+USUAL_S = 0.6  # on both sides of a cut: what it has to stand out from
+REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are looked for
+LEAST_SHARE = 0.5  # of what changes goes along with a ramp
+ONE_COLOUR = 0.8  # levels that a picture of one colour spreads at most
+ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
+MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
+DENSEST_FPS = 120  # windows are cut short where there are more frames
+_CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
+_NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
+_MEAN = np.full(CELLS[0] * CELLS[1] * 3, 1 / (CELLS[0] * CELLS[1] * 3), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Transition:
+    """The frames `[start, end)` between two shots; a hard cut has none, its start and end are the later shot's first frame."""
+
+    start: int
+    end: int
+
+
+@dataclass(kw_only=True)
+class Reel:
+    """The last frames of a source: times, tiny pictures, and how they differ. Frames are numbered from the source's first.
+
+    Attributes:
+        first: number of the oldest frame that is kept.
+        end: number of the frame that comes next.
+        times: presentation times in seconds.
+        cells: tiny pictures, float32 [.., K].
+        change: mean absolute difference of each frame from the one before, in levels.
+        apart: least such difference of a frame before from a frame not before this one, of those at most `FLASH_S` apart.
+        path: sum of `change` up to each frame.
+        spread: standard deviation inside each picture, mean over colours, in levels; next to 0 for a picture of one colour.
+    """
+
+    first: int = 0
+    end: int = 0
+    times: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+    cells: Cells = field(default_factory=lambda: np.zeros((_CAPACITY, CELLS[0] * CELLS[1] * 3), np.float32))
+    change: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+    apart: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+    path: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+    spread: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+
+    def add(self, time_s: float, picture: NDArray[np.uint8]) -> None:
+        """Add the next frame, uint8 [rows, columns, 3] of any size."""
+        if self.end - self.first == _CAPACITY:
+            self._forget(_CAPACITY // 5)
+        tiny = cv2.resize(picture, CELLS[::-1], interpolation=cv2.INTER_AREA)
+        at = self.end - self.first
+        self.times[at], self.cells[at] = time_s, tiny.ravel()
+        self.spread[at] = sum(cv2.meanStdDev(tiny)[1].ravel().tolist()) / 3
+        self.end += 1
+        if at:
+            change = float(np.abs(self.cells[at] - self.cells[at - 1]) @ _MEAN)
+            self.change[at] = self.apart[at] = change
+            self.path[at] = self.path[at - 1] + change
+
+    def part(self, number: int) -> None:
+        """Find out how far apart the two sides of a frame are, if it sticks out; the frames that follow it must be there."""
+        at = number - self.first
+        change, known = self.change[at], self.change[: self.end - self.first]
+        if change < 1.5 or change < 1.5 * known[[at - 1, min(at + 1, len(known) - 1)]].min():
+            return
+        low, high = self.back(number, FLASH_S) - self.first, self.ahead(number - 1, FLASH_S) - self.first + 1
+        sides = np.arange(at - 1, low - 1, -1), np.arange(at, high)
+        earlier, later = (side[:: 1 + len(side) // 10] for side in sides)  # at high rates not all, but these two
+        differences = np.abs(self.cells[earlier, None] - self.cells[None, later]) @ _MEAN
+        near = self.times[later] - self.times[earlier, None] <= FLASH_S + 1e-6
+        self.apart[at] = min(change, differences.min(where=near, initial=255))
+
+    def back(self, number: int, seconds: float) -> int:
+        """Return the first frame at most so many seconds before a frame, at least the one before it where there is one."""
+        at = number - self.first
+        low = int(self.times[:at].searchsorted(self.times[at] - seconds - 1e-6))
+        return self.first + max(0, min(max(low, at - int(DENSEST_FPS * seconds)), at - 1))
+
+    def ahead(self, number: int, seconds: float) -> int:
+        """Return the last frame at most so many seconds after a frame, at least the one after it where there is one."""
+        at, count = number - self.first, self.end - self.first
+        high = at + int(self.times[at:count].searchsorted(self.times[at] + seconds + 1e-6)) - 1
+        return self.first + min(count - 1, max(min(high, at + int(DENSEST_FPS * seconds)), at + 1))
+
+    def _forget(self, count: int) -> None:
+        for kept in (self.times, self.cells, self.change, self.apart, self.path, self.spread):
+            kept[:-count] = kept[count:]
+        self.first += count
+
+
+# ---- cuts --------------------------------------------------------------------------------------------------------------
+
+
+def cut_strength(reel: Reel, number: int) -> float:
+    """Return how much a frame stands out as the first of a shot: its `apart` over what is usual around it; 0 for no cut.
+
+    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
+    """
+    at, count = number - reel.first, reel.end - reel.first
+    apart = float(reel.apart[at])
+    if apart < 1.5 or apart < 0.12 * reel.change[at]:
+        return 0.0
+    low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
+    high = min(count, max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1)
+    others = np.concatenate([reel.apart[low:at], reel.apart[at + 1 : high]])
+    others = np.sort(others[others > 0.02])  # a repeated frame says nothing
+    # Not the largest: there may be other cuts nearby.
+    usual = others[3 * len(others) // 4] if len(others) else 0.0
+    full = float(np.clip(reel.spread[at - 1 : at + 1].max(), 3, 15))
+    return float(apart / max(usual, 0.3) * min(1.0, apart / full))
+
+
+# ---- ramps -------------------------------------------------------------------------------------------------------------
+
+
+def ramp_at(reel: Reel, number: int, low: int, high: int) -> Transition | None:
+    """Return the ramp that a frame is inside of, or None.
+
+    Args:
+        reel: the frames.
+        number: the frame.
+        low: first frame that belongs to the same shot or ramp as far as cuts tell.
+        high: end of these frames.
+    """
+    direction = _direction(reel, number, low, high)
+    if direction is None:
+        return None
+    first, end = max(low, reel.back(number, REACH_S)), min(high, reel.ahead(number, REACH_S) + 1)
+    inside = slice(first - reel.first, end - reel.first)
+    times, cells = reel.times[inside], reel.cells[inside]
+    usual = float(np.median(np.abs(direction))) + 0.5
+    # What changes far more than the rest moves in front of the scene.
+    weights = np.where(np.abs(direction) < 4 * usual, direction / (direction**2 + usual**2), 0)
+    progress = (cells @ weights / (direction @ weights)).astype(np.float64)
+    progress -= progress[number - first]
+    ends = _ends(times, progress, number - first)
+    if ends is None:
+        return None
+    start, stop = ends
+    share = _share(times, cells, start, stop)
+    return Transition(start=first + start + 1, end=first + stop) if share else None
+
+
+def _direction(reel: Reel, number: int, low: int, high: int) -> Cells | None:
+    """Return by how much each value changes from just before a frame to just after it, if that may be part of a ramp."""
+    before, after = max(low, reel.back(number, 0.08)), min(high - 1, reel.ahead(number, 0.08))
+    if before == number or after == number or reel.times[after - reel.first] - reel.times[before - reel.first] > 0.5:
+        return None
+    if not _stirs(reel, before - reel.first, number - reel.first, after - reel.first):
+        return None
+    if not _moves_on(reel, max(low, reel.back(number, REACH_S / 2)), min(high - 1, reel.ahead(number, REACH_S / 2))):
+        return None
+    a, m, b = reel.cells[before - reel.first], reel.cells[number - reel.first], reel.cells[after - reel.first]
+    direction: Cells = b - a
+    size = np.abs(direction)
+    mean = float(size @ _MEAN)
+    if mean < 0.5 or np.count_nonzero(size > max(0.3, 0.25 * mean)) < 0.4 * size.size:
+        return None
+    share = _share_of(reel.times, before - reel.first, number - reel.first, after - reel.first)
+    return direction if float(np.abs(m - a - share * direction) @ _MEAN) < 0.35 * mean else None
+
+
+def _stirs(reel: Reel, before: int, number: int, after: int) -> bool:
+    """Tell whether more changes around a frame than at some other time nearby: what changes all the time is no ramp."""
+    change = float(reel.path[after] - reel.path[before])
+    if change < 0.5:
+        return False
+    times = reel.times[: reel.end - reel.first]
+    marks = times.searchsorted(times[number] + _NEARBY_S).clip(max=len(times) - 1)
+    seconds = np.diff(times[marks])
+    calm = np.diff(reel.path[marks])[seconds > 0] / seconds[seconds > 0]
+    return not calm.size or bool(calm.min() < 0.7 * change / float(times[after] - times[before]))
+
+
+def _moves_on(reel: Reel, before: int, after: int) -> bool:
+    """Tell whether most of the picture differs between two frames: after a ramp it is another one."""
+    a, b = before - reel.first, after - reel.first
+    size = np.abs(reel.cells[b] - reel.cells[a])
+    full = min(15.0, max(3.0, reel.spread[a], reel.spread[b]))
+    return bool(2 * np.count_nonzero(size > 0.4 * full) >= size.size)
+
+
+def _share_of(times: Series, first: int, middle: int, last: int) -> float:
+    return float((times[middle] - times[first]) / (times[last] - times[first]))
+
+
+def _ends(times: Series, progress: Series, middle: int) -> tuple[int, int] | None:
+    """Return the last frame before and the first frame after a steady rise of `progress` around a frame, or None.
+
+    The rise ends where it is slower than a third of its pace in the middle; the levels on both sides and its pace give when.
+    """
+    before, after = max(0, int(times.searchsorted(times[middle] - 0.081))), int(times.searchsorted(times[middle] + 0.081)) - 1
+    before, after = min(before, middle - 1), max(after, middle + 1)
+    pace = (progress[after] - progress[before]) / (times[after] - times[before])
+    if pace <= 0:
+        return None
+    start = _walk(times, progress, middle, -1, 0.35 * pace)
+    stop = _walk(times, progress, middle, 1, 0.35 * pace)
+    nearly = 0.25 * (progress[stop] - progress[start])  # beyond that it goes on otherwise: a fade turns round
+    level = np.abs(progress - progress[start]) <= nearly, np.abs(progress - progress[stop]) <= nearly
+    low = float(np.median(progress[level[0] & (times >= times[start] - 0.25) & (times <= times[start])]))
+    high = float(np.median(progress[level[1] & (times >= times[stop]) & (times <= times[stop] + 0.25)]))
+    rise = high - low
+    core = np.arange(start, stop + 1)
+    core = core[(progress[core] > low + 0.15 * rise) & (progress[core] < high - 0.15 * rise)]
+    if rise <= 0 or len(core) < 1:
+        return None
+    middle_s, middle_at = float(times[core].mean()), float(progress[core].mean())
+    away = times[core] - middle_s
+    steady = float(away @ progress[core] / (away @ away)) if len(core) > 1 else pace
+    if not 0.5 * pace < steady < 2 * pace:
+        return None
+    start_s, stop_s = middle_s - (middle_at - low) / steady, middle_s + (high - middle_at) / steady
+    start = int(np.searchsorted(times, start_s + 1e-3)) - 1
+    stop = int(np.searchsorted(times, stop_s - 1e-3))
+    return (max(0, start), min(len(times) - 1, stop)) if stop - start > 2 else None
+
+
+def _walk(times: Series, progress: Series, at: int, step: int, least: float) -> int:
+    """Go on from a frame, forwards or backwards, while `progress` rises at least so much a second.
+
+    To the next frame, or over the next tenth of a second: single frames may be repeated, and a fade may be about to turn round.
+    """
+    last = len(times) - 1 if step > 0 else 0
+    while at != last:
+        to = at + step
+        while to != last and abs(times[to] - times[at]) < 0.1 - 1e-6:
+            to += step
+        ahead = [at + step, to]
+        if ((progress[ahead] - progress[at]) / (times[ahead] - times[at])).max() < least:
+            break
+        at += step
+    return at
+
+
+def _share(times: Series, cells: Cells, start: int, stop: int) -> float:
+    """Return the share of values that go steadily from their level at one frame to that at another, and keep still around.
+
+    0 if too little changes, or nothing but the light.
+    """
+    a, b = cells[start], cells[stop]
+    size = np.abs(b - a)
+    spread_a, spread_b = (float(picture.reshape(-1, 3).std(axis=0).mean()) for picture in (a, b))
+    full = min(15.0, max(3.0, spread_a, spread_b))
+    changes = size > max(1.0, 0.25 * float(size.mean()))
+    # Black bars take no part.
+    seen = max(0.25, float((np.maximum(a, b).reshape(-1, 3).max(axis=1) > 12).mean()))
+    if np.median(size) < full or changes.mean() < 0.65 * seen:
+        return 0.0
+    shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)
+    goes = changes & (np.abs(cells[start : stop + 1] - a - shares * (b - a)).mean(axis=0) < 0.12 * size + 0.3)
+    around = max(0.15, 0.3 * (times[stop] - times[start]))
+    # Next to one colour: there a fade turns round, and there is no structure to compare.
+    plain_a, plain_b = spread_a < max(1.0, 0.2 * spread_b), spread_b < max(1.0, 0.2 * spread_a)
+    if not plain_a:
+        goes &= _still(cells[(times >= times[start] - around) & (times <= times[start])], a, size)
+    if not plain_b:
+        goes &= _still(cells[(times >= times[stop]) & (times <= times[stop] + around)], b, size)
+    share = float(goes.sum() / changes.sum())
+    return share if share >= LEAST_SHARE and (plain_a or plain_b or _differ(a, b, 0.55 * full)) else 0.0
+
+
+def _differ(a: Cells, b: Cells, least: float) -> bool:
+    """Tell whether two pictures differ by more than light, exposure and what moves before a scene that stays.
+
+    That is so if no gain from 0.6 to 1.6 and offset turns most of one into most of the other, up to `least` levels.
+    """
+    kept = np.ones(len(a) // 3, np.bool_)
+    before, after = a.reshape(-1, 3), b.reshape(-1, 3)
+    for _ in range(3):
+        x, y = before[kept], after[kept]
+        gain = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / max(float(x.var()), 1e-3), 0.6, 1.6))
+        errors = np.abs(after - gain * before - np.median(y - gain * x)).mean(axis=1)  # of each cell
+        most = float(np.quantile(errors, 0.6))
+        kept = errors <= most
+    return most > max(least, 0.12 * float(np.quantile(np.abs(b - a), 0.6)))
+
+
+def _still(cells: Cells, level: Cells, size: Cells) -> NDArray[np.bool_]:
+    """Tell which values stay at a level, compared with the size of the ramp; none if there is only one frame to tell from."""
+    if len(cells) < 2:
+        return np.zeros(len(level), np.bool_)
+    still: NDArray[np.bool_] = np.abs(cells - level).max(axis=0) < 0.2 * size + 0.5
+    return still
+
+
+def _agreed(seen: Sequence[Transition]) -> tuple[int, int]:
+    """Return start and end of a ramp as most of the frames inside it tell."""
+    return sorted(ramp.start for ramp in seen)[len(seen) // 2], sorted(ramp.end for ramp in seen)[len(seen) // 2]
+
+
+# ---- fades -------------------------------------------------------------------------------------------------------------
+
+
+def _faded(reel: Reel, span: tuple[int, int]) -> tuple[int, int]:
+    """Widen a span that has a picture of next to one colour in it or beside it to all of the fade that this belongs to."""
+    spread = reel.spread[: reel.end - reel.first]
+    low, high = max(0, span[0] - 1 - reel.first), min(reel.end - 1, span[1]) - reel.first
+    near = max(0, low - 2), min(len(spread), high + 3)
+    plain = near[0] + int(spread[near[0] : near[1]].argmin())
+    if spread[plain] > max(ONE_COLOUR, 0.2 * spread[low : high + 1].max()):
+        return span
+    times = reel.times[: reel.end - reel.first]
+    before = _fade_end(times[plain::-1], spread[plain::-1], max(0, plain - low))
+    after = _fade_end(times[plain:], spread[plain:], max(0, high - plain))
+    return min(span[0], plain - before + 1 + reel.first), max(span[1], plain + after + reel.first)
+
+
+def _fade_end(times: Series, spread: Series, at: int) -> int:
+    """Return how many frames after the first, which is of one colour, a fade has brought all of a picture, at least `at`.
+
+    A fade brings structure at a steady pace; where there is none yet, or no more, it has not begun, or is over.
+    """
+    found, begun = at, spread[at] > 2 * max(ONE_COLOUR, spread[0])
+    for number in range(at + 1, len(spread)):
+        if abs(times[number] - times[0]) > REACH_S:
+            break
+        rise = spread[number] - spread[number - 1]
+        pace = (spread[number - 1] - spread[0]) / max(1, number - 1)
+        if begun and rise < 0.4 * pace:
+            break
+        if not begun and spread[number] < spread[number - 1] - 0.5:
+            break
+        begun = begun or spread[number] > 2 * max(ONE_COLOUR, spread[0])
+        found = number if begun else found
+    return found
+
+
+# ---- the stream --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Transitions:
+    """Finds the transitions of a source while its frames come in.
+
+    Attributes:
+        threshold: how much a frame must stand out from its neighbours to be a cut, a ratio.
+        min_shot_frames: shots are never shorter; what is, is part of a transition.
+    """
+
+    threshold: float = 3.0
+    min_shot_frames: int = 3
+    reel: Reel = field(default_factory=Reel)
+    next_part: int = 1  # the first frame of which is not yet known how far apart what lies before and after it is
+    next_cut: int = 1  # the first frame of which is not yet known whether it is a cut
+    next_ramp: int = 1  # the first frame of which is not yet known whether a ramp is around it
+    cuts: dict[int, float] = field(default_factory=dict)  # and how strong each is
+    ramps: list[list[Transition]] = field(default_factory=list)  # each as it was seen from some frames inside
+    given: int = 0  # end of the last transition that was given away
+
+    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next frame; return the transitions that are certain now, in order.
+
+        Args:
+            time_s: its presentation time.
+            picture: uint8 BGR [rows, columns, 3], small.
+        """
+        self.reel.add(time_s, picture)
+        self._decide(final=False)
+        return list(self._certain(final=False))
+
+    def finish(self) -> list[Transition]:
+        """Return the remaining transitions when all frames were taken."""
+        self._decide(final=True)
+        return list(self._certain(final=True))
+
+    @property
+    def stirred(self) -> bool:
+        """Whether the last frame may turn out to be the first of a shot: much changed in it."""
+        change = self.reel.change[: self.reel.end - self.reel.first]
+        return len(change) > 1 and bool(change[-1] > max(3.0, 2 * change[-2]))
+
+    def _decide(self, *, final: bool) -> None:
+        reel = self.reel
+        while self.next_part < reel.end and (final or self._seen(reel.end - 1, self.next_part, FLASH_S)):
+            reel.part(self.next_part)
+            self.next_part += 1
+        while self.next_cut < self.next_part and (final or self._seen(self.next_part - 1, self.next_cut, USUAL_S)):
+            strength = cut_strength(reel, self.next_cut)
+            if strength >= self.threshold:
+                self.cuts[self.next_cut] = strength
+            self.next_cut += 1
+        while self.next_ramp < reel.end - 1 and (final or self._seen(self.next_cut - 1, self.next_ramp, REACH_S)):
+            sharp = [cut for cut, strength in self.cuts.items() if strength >= 2 * self.threshold]
+            low = max([self.given, reel.first, *(cut for cut in sharp if cut <= self.next_ramp)])
+            high = min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
+            ramp = ramp_at(reel, self.next_ramp, low, high)
+            if ramp:
+                self._keep(ramp)
+            self.next_ramp = reel.ahead(self.next_ramp, 0.08)
+
+    def _seen(self, last: int, number: int, seconds: float) -> bool:
+        """Tell whether enough frames came after a frame, up to `last`, to judge it."""
+        late = self.reel.times[last - self.reel.first] - self.reel.times[number - self.reel.first] >= seconds
+        return last - number >= 2 and bool(late or last - number >= DENSEST_FPS * seconds)
+
+    def _keep(self, ramp: Transition) -> None:
+        """Put a ramp to the last one if it is the same, seen from another frame."""
+        if self.ramps:
+            start, end = _agreed(self.ramps[-1])
+            if 2 * (min(end, ramp.end) - max(start, ramp.start)) > min(end - start, ramp.end - ramp.start):
+                self.ramps[-1].append(ramp)
+                return
+        self.ramps.append([ramp])
+
+    def _certain(self, *, final: bool) -> Iterator[Transition]:
+        """Give away transitions that nothing which is still to be found can touch."""
+        if not self.cuts and not self.ramps:
+            return
+        known = self.reel.end if final else self.reel.back(self.next_ramp, REACH_S)
+        self.ramps = [seen for seen in self.ramps if len(seen) > 1 or seen[0].end >= known]
+        for found in self._merged():
+            if not final and not self._closed(found, known):
+                return
+            yield from self._give(found, final=final)
+
+    def _merged(self) -> list[Transition]:
+        """Join what is known of cuts and ramps to transitions with shots between them."""
+        # What is seen from one frame only is chance.
+        ramps = [_faded(self.reel, _agreed(seen)) for seen in self.ramps if len(seen) > 1]
+        spans = sorted([*((cut, cut) for cut in self.cuts), *ramps])
+        merged: list[tuple[int, int]] = []
+        for start, end in spans:
+            if merged and self._no_shot(merged[-1], (start, end)):
+                merged[-1] = merged[-1][0], max(merged[-1][1], end)
+            else:
+                merged.append((start, end))
+        return [Transition(start=start, end=end) for start, end in merged]
+
+    def _no_shot(self, before: tuple[int, int], after: tuple[int, int]) -> bool:
+        """Tell whether what lies between two spans is no shot. Where a fade turns round it is not quite of one colour."""
+        spread, first = self.reel.spread, self.reel.first
+        outside = min(spread[max(0, before[0] - 1 - first)], spread[min(after[1], self.reel.end - 1) - first])
+        fades = before[0] < before[1] or after[0] < after[1]
+        most = max(ONE_COLOUR, 0.3 * outside) if fades else ONE_COLOUR
+        short = after[0] - before[1] < self.min_shot_frames
+        return short or self._one_colour(before[1], after[0], most) or self._flashes(before[1], after[0])
+
+    def _flashes(self, start: int, end: int) -> bool:
+        """Tell whether frames `[start, end)` between two cuts are a flash of one colour, with what glimmers through it."""
+        first, last = start - self.reel.first, min(end, self.reel.end - 1) - self.reel.first
+        inside, outside = self.reel.spread[first : end - self.reel.first], self.reel.spread[[max(0, first - 1), last]]
+        brief = self.reel.times[last] - self.reel.times[first] < FLASH_S
+        return bool(brief and inside.min() < ONE_COLOUR and inside.max() < 0.7 * outside.max())
+
+    def _one_colour(self, start: int, end: int, most: float = ONE_COLOUR) -> bool:
+        """Tell whether frames `[start, end)` are of one colour, up to a spread, and few."""
+        first, last = start - self.reel.first, min(end, self.reel.end - 1) - self.reel.first
+        if self.reel.times[last] - self.reel.times[first] > ONE_COLOUR_S:
+            return False
+        return bool((self.reel.spread[first : end - self.reel.first] < most).all())
+
+    def _closed(self, found: Transition, known: int) -> bool:
+        """Tell whether a transition cannot grow any more, when all before frame `known` is known."""
+        end, before = found.end, self.reel.spread[max(0, found.start - 1 - self.reel.first)]
+        return known - end >= self.min_shot_frames and not self._one_colour(end, known, max(ONE_COLOUR, 0.3 * before))
+
+    def _give(self, found: Transition, *, final: bool) -> Iterator[Transition]:
+        start, end, reel = found.start, found.end, self.reel
+        fades = any(seen[0].start < end and start < seen[0].end for seen in self.ramps if len(seen) > 1)
+        if self.given == reel.first == 0 and (start < self.min_shot_frames or (fades and self._one_colour(0, start))):
+            start = 0
+        if final and (reel.end - end < self.min_shot_frames or (fades and self._one_colour(end, reel.end))):
+            end = reel.end
+        self.cuts = {cut: strength for cut, strength in self.cuts.items() if cut > found.end}
+        self.ramps = [seen for seen in self.ramps if _agreed(seen)[0] > found.end]
+        self.given = end
+        yield Transition(start=start, end=end)

@@ -1,0 +1,265 @@
+"""Transitions: cuts to the frame, fades and dissolves with both ends, flashes passed over; on drawn scenes."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from demo.defects import DEFECTS
+from demo.scenes import BACKGROUNDS, Scene, Shape, render
+from pipeline.detectors import THRESHOLDS, detector
+from pipeline.transitions import _CAPACITY, Transition, Transitions
+from tests.media import shots, write_video
+
+Pictures = NDArray[np.uint8]  # [F, Y, X, 3]
+FPS, HEIGHT, WIDTH = 24, 72, 96
+BLACK, WHITE = 0, 255
+
+
+def scene(ground: str, shape: str = "square", motion: str = "right", *, colour: str = "red", x: float = 0.5) -> Scene:
+    rgb = {"red": (215, 35, 40), "yellow": (240, 220, 45), "blue": (40, 75, 225)}[colour]
+    drawn = Shape(shape=shape, colour=colour, motion=motion, speed="fast", radius=0.22, x=x, y=0.5, angle=0.1, rgb=rgb)
+    _, first, second = BACKGROUNDS[ground]
+    return Scene(shapes=(drawn,), background=ground, seconds=2.0, aspect=4 / 3, texture=7, palette=(first, second))
+
+
+FIRST, SECOND, THIRD = scene("grass"), scene("sunset", "star", "circle", colour="yellow"), scene("sky", "cross", "spin")
+
+
+def shot(of: Scene, frames: int, *, fps: int = FPS, defect: str = "") -> Pictures:
+    """The first frames of a scene, with a defect of the demo's world."""
+    pictures = render(of, [number / fps for number in range(frames)], HEIGHT, WIDTH)
+    return DEFECTS[defect](pictures, np.random.default_rng(3)) if defect else pictures
+
+
+def dissolved(before: Pictures, after: Pictures, frames: int) -> Pictures:
+    """Join two shots by a dissolve that both go on moving in."""
+    share = (np.arange(1, frames + 1) / (frames + 1))[:, None, None, None]
+    mixed = before[-frames:] * (1 - share) + after[:frames] * share
+    return np.concatenate([before[:-frames], mixed.round().astype(np.uint8), after[frames:]])
+
+
+def faded(before: Pictures, after: Pictures, frames: int, colour: int = BLACK) -> Pictures:
+    """Join two shots by a fade of as many frames to a colour, and as many from it."""
+    share = (np.arange(1, frames + 1) / frames)[:, None, None, None]
+    out = before[-frames:] * (1 - share) + colour * share
+    into = after[:frames] * share[:, ::1] + colour * (1 - share)
+    return np.concatenate([before[:-frames], out.round().astype(np.uint8), into.round().astype(np.uint8), after[frames:]])
+
+
+def plain(frames: int, colour: int) -> Pictures:
+    return np.full((frames, HEIGHT, WIDTH, 3), colour, np.uint8)
+
+
+def found(*parts: Pictures, times_s: Sequence[float] | None = None, fps: int = FPS, **options: Any) -> list[tuple[int, int]]:
+    """The transitions of pictures that follow each other."""
+    pictures = np.concatenate(parts)
+    transitions = Transitions(**options)
+    given: list[Transition] = []
+    for number, picture in enumerate(pictures):
+        given += transitions.take(number / fps if times_s is None else times_s[number], picture[..., ::-1])
+    return [(transition.start, transition.end) for transition in (*given, *transitions.finish())]
+
+
+# ---- cuts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [12, 24, 60])
+def test_a_hard_cut_is_found_to_the_frame(fps: int) -> None:
+    assert found(shot(FIRST, 2 * fps, fps=fps), shot(SECOND, 2 * fps, fps=fps), fps=fps) == [(2 * fps, 2 * fps)]
+
+
+@pytest.mark.parametrize("motion", ["left", "up", "circle", "bounce", "grow", "shrink", "spin", "still"])
+@pytest.mark.parametrize("ground", ["gray", "checkered"])
+def test_nothing_is_found_in_a_shot_whatever_moves(ground: str, motion: str) -> None:
+    assert found(shot(scene(ground, "star", motion), 96)) == []
+
+
+@pytest.mark.parametrize("fps", [12, 30])
+def test_cuts_around_shots_of_a_third_of_a_second_are_found(fps: int) -> None:
+    brief = round(fps / 3)
+    parts = [shot(of, brief, fps=fps) for of in (SECOND, THIRD, scene("striped"))]
+    starts = [fps, fps + brief, fps + 2 * brief, fps + 3 * brief]
+    assert found(shot(FIRST, fps, fps=fps), *parts, shot(scene("navy"), fps, fps=fps), fps=fps) == [(at, at) for at in starts]
+
+
+@pytest.mark.parametrize("defect", ["too_dark", "washed_out", "blurred"])
+def test_spoiled_shots_have_cuts_around_them_and_none_inside(defect: str) -> None:
+    parts = [shot(FIRST, 48), shot(SECOND, 48, defect=defect), shot(THIRD, 48)]
+    assert found(*parts) == [(48, 48), (96, 96)]
+
+
+@pytest.mark.parametrize("defect", ["too_dark", "washed_out", "blurred"])
+def test_a_cut_between_two_spoiled_shots_is_a_cut(defect: str) -> None:
+    assert found(shot(FIRST, 48, defect=defect), shot(SECOND, 48, defect=defect)) == [(48, 48)]
+
+
+def test_a_cut_between_scenes_on_one_background_is_a_cut() -> None:
+    assert found(shot(scene("gray", x=0.4), 48), shot(scene("gray", "star", colour="blue", x=0.9), 48)) == [(48, 48)]
+
+
+def test_what_shakes_all_the_time_is_not_cut() -> None:
+    random = np.random.default_rng(0)
+    still = shot(scene("checkered", motion="still"), 96)
+    shaken = np.stack([np.roll(picture, random.integers(-6, 7, 2), axis=(0, 1)) for picture in still])
+    assert found(shaken) == []
+
+
+def test_frames_shown_twice_change_nothing() -> None:
+    pictures = np.concatenate([shot(FIRST, 48), shot(SECOND, 48)])
+    assert found(np.repeat(pictures, 3, axis=0), fps=3 * FPS) == [(3 * 48, 3 * 48)]
+
+
+# ---- flashes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize("fps", [12, 30])
+def test_white_frames_inside_a_shot_are_no_cut(frames: int, fps: int) -> None:
+    pictures = shot(FIRST, 3 * fps, fps=fps)
+    pictures[fps + 3 : fps + 3 + frames] = WHITE
+    assert found(pictures, fps=fps) == []
+
+
+@pytest.mark.parametrize("fps", [12, 24, 50])
+def test_a_strobe_light_is_no_cut_and_hides_none(fps: int) -> None:
+    lit = shot(SECOND, 3 * fps, fps=fps, defect="flashing")
+    parts = [shot(FIRST, 2 * fps, fps=fps), lit, shot(THIRD, 2 * fps, fps=fps)]
+    assert found(*parts, fps=fps) == [(2 * fps, 2 * fps), (5 * fps, 5 * fps)]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_flash_between_two_scenes_is_one_transition_without_its_frames(frames: int) -> None:
+    assert found(shot(FIRST, 48), plain(frames, WHITE), shot(SECOND, 48)) == [(48, 48 + frames)]
+
+
+# ---- fades and dissolves -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [12, 24, 60])
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 1.5])
+def test_a_dissolve_has_the_frames_in_which_both_shots_show(fps: int, seconds: float) -> None:
+    frames = round(fps * seconds)
+    joined = dissolved(shot(FIRST, 2 * fps + frames, fps=fps), shot(SECOND, 2 * fps + frames, fps=fps), frames)
+    ((start, end),) = found(joined, fps=fps)
+    assert (start / fps, end / fps) == pytest.approx((2, 2 + seconds), abs=0.2)
+
+
+@pytest.mark.parametrize("colour", [BLACK, WHITE])
+@pytest.mark.parametrize("held", [0, 12])
+def test_a_fade_through_one_colour_is_one_transition_with_all_of_it(colour: int, held: int) -> None:
+    before, after = shot(FIRST, 60), shot(SECOND, 60)
+    joined = faded(before, after, 12, colour)
+    ((start, end),) = found(joined[:60], plain(held, colour), joined[60:])
+    assert (start, end) == pytest.approx((48, 72 + held), abs=2)
+
+
+def test_a_fade_from_black_and_to_black_bounds_the_only_shot() -> None:
+    share = np.concatenate([np.linspace(0, 1, 12), np.ones(60), np.linspace(1, 0, 12)])[:, None, None, None]
+    pictures = (shot(SECOND, 84) * share).round().astype(np.uint8)
+    (opening, ending) = found(plain(8, BLACK), pictures, plain(8, BLACK))
+    assert opening == pytest.approx((0, 20), abs=2)
+    assert ending == pytest.approx((80, 100), abs=2)
+
+
+def test_a_shot_that_gets_lighter_behind_what_moves_is_one_shot() -> None:
+    gain = np.concatenate([np.ones(36), np.linspace(1, 0.7, 24), np.full(36, 0.7)])[:, None, None, None]
+    assert found((shot(FIRST, 96) * gain).round().astype(np.uint8)) == []
+
+
+def test_a_camera_that_pans_is_no_dissolve() -> None:
+    rng = np.random.default_rng(5)
+    wide = np.kron(rng.integers(0, 256, (6, 40, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+    offsets = np.clip(np.arange(96) - 30, 0, 36) * 10
+    assert found(np.stack([wide[:, at : at + WIDTH] for at in offsets])) == []
+
+
+def test_a_hard_cut_right_after_a_dissolve_is_another_transition() -> None:
+    joined = dissolved(shot(FIRST, 60), shot(SECOND, 12 + 12), 12)
+    first, second = found(joined, shot(THIRD, 48))
+    assert first == pytest.approx((48, 60), abs=2)
+    assert second == (72, 72)
+
+
+# ---- time and memory ---------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_seconds_of_presentation_time_at_a_variable_rate() -> None:
+    joined = np.concatenate([dissolved(shot(FIRST, 60), shot(SECOND, 60), 12), shot(THIRD, 48)])
+    random = np.random.default_rng(1)
+    kept = np.flatnonzero((random.random(len(joined)) > 0.25) | np.isin(np.arange(len(joined)), (0, 107, 108)))
+    times_s = [100 + number / FPS for number in kept]
+    (start, end), cut = found(joined[kept], times_s=times_s)
+    assert (times_s[start] - 100, times_s[end] - 100) == pytest.approx((2, 2.5), abs=0.15)
+    assert cut == (np.flatnonzero(kept == 108)[0],) * 2
+
+
+def test_memory_stays_flat_and_cuts_stay_exact_in_a_long_source() -> None:
+    transitions, given = Transitions(), []
+    parts = [shot(of, 50) for of in (FIRST, SECOND, THIRD)]
+    for number in range(6000):
+        picture = parts[number // 50 % 3][number % 50]
+        given += transitions.take(number / FPS, picture)
+        assert len(transitions.reel.times) == _CAPACITY
+        assert len(transitions.cuts) + len(transitions.ramps) < 8
+    given += transitions.finish()
+    assert given == [Transition(start=at, end=at) for at in range(50, 6000, 50)]
+
+
+def test_a_very_high_frame_rate_has_bounded_windows() -> None:
+    pictures = np.concatenate([shot(FIRST, 400, fps=1000), shot(SECOND, 400, fps=1000)])
+    assert found(np.repeat(pictures, 3, axis=0), fps=3000) == [(1200, 1200)]
+
+
+def test_transitions_are_given_in_order_within_seconds() -> None:
+    transitions = Transitions()
+    pictures = np.concatenate([shot(FIRST, 60), shot(SECOND, 120)])
+    when = [number for number, picture in enumerate(pictures) if transitions.take(number / FPS, picture)]
+    assert len(when) == 1
+    assert when[0] / FPS < 60 / FPS + 5
+
+
+# ---- detectors and the scan ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["transitions", "adaptive", "content"])
+def test_every_detector_of_cuts_finds_a_plain_cut_behind_one_interface(name: str) -> None:
+    used = detector(name, THRESHOLDS[name], 3)
+    given = [each for number, picture in enumerate([*shots([20, 20])]) for each in used.take(number / 16, picture)]
+    assert [*given, *used.finish()] == [Transition(start=20, end=20)]
+
+
+def test_the_threshold_detector_finds_a_cut_in_the_black_between_two_shots() -> None:
+    used = detector("threshold", THRESHOLDS["threshold"], 3)
+    pictures = np.concatenate([shot(FIRST, 20), plain(10, BLACK), shot(SECOND, 20)])
+    given = [each for number, picture in enumerate(pictures) for each in used.take(number / FPS, picture)]
+    (cut,) = [*given, *used.finish()]
+    assert 20 <= cut.start == cut.end <= 30
+
+
+def test_clips_leave_out_the_frames_of_a_dissolve(scan: Any, tmp_path: Path) -> None:
+    joined = dissolved(shot(FIRST, 60), shot(SECOND, 60), 12)
+    facts, _ = scan(write_video(tmp_path / "a.mp4", joined, fps=FPS))
+    before, after = facts["clips"]
+    assert (before["end_frame"], after["start_frame"]) == pytest.approx((48, 60), abs=2)
+    assert (before["end_s"], after["start_s"]) == pytest.approx((2, 2.5), abs=0.1)
+    assert (before["start_frame"], after["end_frame"], facts["frames"]) == (0, 108, 108)
+    assert all(before["end_s"] > time_s for time_s in before["frame_times_s"])
+    assert all(after["start_s"] <= time_s for time_s in after["frame_times_s"])
+
+
+def test_a_scan_cuts_with_the_detector_that_it_is_told(scan: Any, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", dissolved(shot(FIRST, 60), shot(SECOND, 60), 12), fps=FPS)
+    ours, theirs = scan(path)[0]["clips"], scan(path, detector="content", threshold=27.0)[0]["clips"]
+    assert len(ours) == 2
+    assert all(left["end_frame"] == right["start_frame"] for left, right in pairwise(theirs))
+
+
+def test_a_source_that_is_all_transition_is_one_clip(scan: Any, tmp_path: Path) -> None:
+    share = np.concatenate([np.linspace(0, 1, 9), np.linspace(1, 0, 9)])[:, None, None, None]
+    path = write_video(tmp_path / "a.mp4", (shot(SECOND, 18) * share).round().astype(np.uint8), fps=FPS)
+    assert scan(path)[0]["clips"]
