@@ -1,50 +1,113 @@
-"""`clipmill demo`: the whole path on a laptop, from generated videos to a sampled one."""
+"""`clipmill demo`: the whole path on a laptop, from a world with known truth to sampled videos and a scorecard."""
 
+import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-CONFIG = Path(__file__).parent.parent / "configs" / "tiny.yaml"
+if TYPE_CHECKING:
+    from demo.config import DemoConfig
+    from demo.scorecard import Study
+
+ROOT = Path(__file__).parent.parent
+CONFIGS, WEIGHTS = ROOT / "configs", Path(__file__).parent / "weights"
+OWN = ("world.", "samples=", "natural=")
+TRAINING = ("train.", "model.")
+FULL = ("world.videos=400", "samples=96")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("clipmill-demo"))
-@click.argument("overrides", nargs=-1)
-def demo(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Generate videos, ingest them on Ray, pack, verify, train a little, and sample a video, all into FOLDER.
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--full", is_flag=True, help="A larger world and ten minutes of training, 20 minutes in all.")
+def demo(folder: Path, overrides: tuple[str, ...], full: bool) -> None:
+    """Make a world with known truth, ingest it on Ray, pack, verify, train, sample, and score every stage, all into FOLDER.
 
-    The models are tiny and UNTRAINED: every stage, file and number is real, captions and samples are noise.
+    KEY=VALUE sets the world (world.videos=24 world.seed=0 world.difficulty=normal), samples=N, natural=FOLDER of natural videos
+    for the codec's figure, train.… and model.… for the training; any other key is one of the ingest's config.
     """
-    from demo.tiny_models import make_tiny_models
-    from demo.videos import make_videos
+    from demo.config import DemoConfig
+    from packing.config import load_config
 
+    own = [text for text in overrides if text.startswith(OWN)]
+    config = load_config(DemoConfig, None, [*(FULL if full else ()), *own])
+    training = [text for text in overrides if text.startswith(TRAINING)]
+    ingest = [text for text in overrides if text not in own and text not in training]
     started = time.monotonic()
-    click.echo("Tiny UNTRAINED models of the real classes: captions, scores and samples are noise, the path is real.", err=True)
-    _title("videos and models")
-    titles = make_videos(folder / "videos")
-    models = make_tiny_models(folder / "models")
-    run = str(folder / "run")
-    paths = [
-        f"score.model=local-dir:{models.clip}",
-        f"recaption.model={models.captioner}",
-        f"encode.model={models.codec}",
-        f"embed.model={models.text}",
-    ]
-    _title("ingest")
-    _clipmill("ingest", str(CONFIG), f"input.uri={folder / 'videos'}", f"input.text={titles}", f"run={run}", *paths, *overrides)
-    for command in ("status", "stats", "verify"):
-        _title(command)
-        _clipmill(command, run)
+    study = _corpus(folder, config, ingest)
+    checkpoints = folder / "checkpoints"
     _title("train")
-    _clipmill("train", run, "train.steps=20", f"train.out={folder / 'checkpoints'}")
-    _title("sample")
-    prompt = "A red circle moves right on a grey background"
-    out = str(folder / "sample.mp4")
-    _clipmill("sample", str(folder / "checkpoints"), "--prompt", prompt, "--size", "96x64", "--seconds", "1", "-o", out)
-    click.echo(f"\nAll of it is in {folder} ({time.monotonic() - started:.0f} s).", err=True)
+    recipe = str(CONFIGS / ("train_demo_full.yaml" if full else "train_demo.yaml"))
+    with study.timed("train"):
+        _clipmill("train", str(study.run), recipe, f"train.out={checkpoints}", *training)
+    _title("sample and score")
+    card = _scored(study, config, checkpoints, folder)
+    card["seconds"] = {**study.seconds, "total": round(time.monotonic() - started, 1)}
+    (folder / "scorecard.json").write_text(json.dumps(card, indent=1) + "\n")
+    _show(card, folder)
+
+
+def _corpus(folder: Path, config: "DemoConfig", overrides: Sequence[str]) -> "Study":
+    """Make the world and take it to packed shards."""
+    from demo.scorecard import Study
+    from demo.world import make_world
+
+    study = Study(world=folder / "world", run=folder / "run")
+    _title("world")
+    click.echo(f"{config.world.videos} videos of seed {config.world.seed}, drawn and encoded into {study.world}", err=True)
+    with study.timed("world"):
+        make_world(study.world, config.world)
+    models = [
+        f"score.model=local-dir:{WEIGHTS / 'clip'}",
+        f"recaption.model={WEIGHTS / 'captioner'}",
+        f"encode.model={WEIGHTS / 'codec'}",
+        f"embed.model=local-dir:{WEIGHTS / 'clip'}",
+    ]
+    world = [f"input.uri={study.world / 'videos'}", f"input.text={study.world / 'titles.csv'}", f"run={study.run}"]
+    for command in ("ingest", "status", "stats", "verify"):
+        _title(command)
+        with study.timed(command):
+            arguments = [str(CONFIGS / "demo.yaml"), *world, *models, *overrides] if command == "ingest" else [str(study.run)]
+            _clipmill(command, *arguments)
+    return study
+
+
+def _scored(study: "Study", config: "DemoConfig", checkpoints: Path, folder: Path) -> dict[str, Any]:
+    """Measure every stage, write the contact sheets, and keep some samples as videos."""
+    from demo.natural import score_natural
+    from demo.pictures import draw_sheets
+    from demo.scorecard import score_samples, score_world
+    from training import write_mp4
+
+    card: dict[str, Any] = {"world": asdict(config.world), **score_world(study)}
+    if config.natural:
+        with study.timed("score natural"):
+            card["encode"]["psnr_natural_db"] = score_natural(study.job.config, config.natural)
+    card["samples"], samples = score_samples(study, checkpoints, count=config.samples)
+    with study.timed("pictures"):
+        draw_sheets(study, samples, folder / "pictures")
+        for number, sample in enumerate(samples[:8]):
+            path = folder / "samples" / f"{number:02d}_{'_'.join(sample.combination)}.mp4"
+            path.parent.mkdir(exist_ok=True)
+            write_mp4(sample.frames, study.job.config.encode.fps, path)
+    return card
+
+
+def _show(card: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from demo.scorecard import table_of
+
+    Console().print(table_of(card))
+    for name, what in [("scorecard.json", "all figures"), ("pictures", "contact sheets"), ("samples", "sampled videos")]:
+        click.echo(f"{folder / name}: {what}")
+    click.echo(f"\nAll of it is in {folder} ({card['seconds']['total']:.0f} s).", err=True)
 
 
 def _title(text: str) -> None:

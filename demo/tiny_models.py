@@ -9,7 +9,7 @@ four.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,17 @@ CLIP_CONFIG: Mapping[str, Any] = {
     },
 }
 """The open_clip model, but for the three token numbers that its tokenizer decides."""
+
+VISION_CONFIG: Mapping[str, Any] = {
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 96,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "vision_use_head": False,
+}
+"""The captioner's SigLIP tower."""
 
 CODEC_CONFIG: Mapping[str, Any] = {
     "base_dim": 16,
@@ -181,8 +192,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _train_tokenizer(special_tokens: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE from `CORPUS`: any text round-trips, special tokens have the first ids."""
+def train_tokenizer(special_tokens: Sequence[str], vocab_size: int, texts: Iterable[str] = (CORPUS,)) -> Tokenizer:
+    """Learn a byte-level BPE of at most so many tokens: any text round-trips, special tokens have the first ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -192,7 +203,7 @@ def _train_tokenizer(special_tokens: Sequence[str], vocab_size: int) -> Tokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([CORPUS], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -206,38 +217,58 @@ def _wrap_ends(tokenizer: Tokenizer, template: str) -> None:
 
 def _build_clip(folder: Path) -> None:
     """Write an open_clip folder: config, tokenizer, weights."""
-    tokenizer = _train_tokenizer(["<pad>", "<bos>", "<eos>"], vocab_size=393)
+    tokenizer = clip_tokenizer(vocab_size=393)
+    config = clip_config(CLIP_CONFIG, tokenizer)
+    save_clip(folder, open_clip.CLIP(**config), config, tokenizer)
+
+
+def clip_tokenizer(vocab_size: int, texts: Iterable[str] = (CORPUS,)) -> PreTrainedTokenizerFast:
+    """Learn the tokenizer of an open_clip model: `<bos>` before every text, `<eos>` after it."""
+    tokenizer = train_tokenizer(["<pad>", "<bos>", "<eos>"], vocab_size, texts)
     _wrap_ends(tokenizer, "<bos> $A <eos>")
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    fast.save_pretrained(folder)
-    token_numbers = {"vocab_size": len(fast), "pad_id": fast.pad_token_id, "eos_id": fast.eos_token_id}
-    model_cfg = {**CLIP_CONFIG, "text_cfg": {**CLIP_CONFIG["text_cfg"], **token_numbers}}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "squash"}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
-    model = open_clip.CLIP(**model_cfg).half()
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def clip_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Complete the settings of an open_clip model by the token numbers of its tokenizer."""
+    numbers = {"vocab_size": len(tokenizer), "pad_id": tokenizer.pad_token_id, "eos_id": tokenizer.eos_token_id}
+    return {**config, "text_cfg": {**config["text_cfg"], **numbers}}
+
+
+def save_clip(folder: Path, model: nn.Module, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write an open_clip folder, for `local-dir:` names: half precision, pictures squashed to the model's square."""
+    tokenizer.save_pretrained(folder)
+    written = {"model_cfg": config, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "squash"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(written, indent=2))
+    weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
 
 
 def _build_captioner(folder: Path) -> None:
     """Write a LLaVA-OneVision folder: processor with chat template, weights, generation settings."""
-    processor = _captioner_processor()
+    processor = captioner_processor(vocab_size=403)
     tokenizer = processor.tokenizer
-    model = LlavaOnevisionForConditionalGeneration(_captioner_config(tokenizer))
+    model = LlavaOnevisionForConditionalGeneration(captioner_config(tokenizer))
     _spread_weights(model)
     _favour_readable_tokens(model.lm_head, tokenizer)
+    save_captioner(folder, model, processor)
+
+
+def save_captioner(folder: Path, model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor) -> None:
+    """Write a transformers folder in half precision; the model becomes that too."""
+    tokenizer = processor.tokenizer
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**ends)
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder)
 
 
-def _captioner_processor() -> LlavaOnevisionProcessor:
+def captioner_processor(vocab_size: int, texts: Iterable[str] = (CORPUS,)) -> LlavaOnevisionProcessor:
     """Join the tokenizer, the 64-pixel image and video processors and the chat template."""
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_train_tokenizer(
-            ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"], vocab_size=403
-        ),
+        tokenizer_object=train_tokenizer(control, vocab_size, texts),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         padding_side="left",
@@ -254,17 +285,8 @@ def _captioner_processor() -> LlavaOnevisionProcessor:
     )
 
 
-def _captioner_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfig:
+def captioner_config(tokenizer: PreTrainedTokenizerFast, vision: Mapping[str, Any] = VISION_CONFIG) -> LlavaOnevisionConfig:
     """A SigLIP tower of 8 x 8 patches and a three-layer Qwen2: a frame becomes 4 x 4 pooled tokens."""
-    vision = SiglipVisionConfig(
-        image_size=64,
-        patch_size=8,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        vision_use_head=False,
-    )
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -278,7 +300,7 @@ def _captioner_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfi
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlavaOnevisionConfig(
-        vision_config=vision,
+        vision_config=SiglipVisionConfig(**vision),
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
@@ -321,7 +343,7 @@ def _build_codec(folder: Path) -> None:
 
 def _build_text(folder: Path) -> None:
     """Write a T5 encoder and its tokenizer, which ends every text with `</s>` as T5 does."""
-    tokenizer = _train_tokenizer(["<pad>", "</s>"], vocab_size=384)
+    tokenizer = train_tokenizer(["<pad>", "</s>"], vocab_size=384)
     _wrap_ends(tokenizer, "$A </s>")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
     config = T5Config(

@@ -1,0 +1,161 @@
+"""Muon, the optimiser of the demo's trainings: matrices move by orthogonalised momentum, everything else by AdamW.
+
+On these small models it reaches in half a minute what AdamW needs minutes for. Invariant: a step moves every matrix by about
+its learning rate in every direction, whatever the size of its gradient. Keller Jordan et al., "Muon", 2024; the coefficients
+are theirs. Cost: a few products with the smaller side of every matrix a step, batched over matrices of equal shape.
+
+    optimizers = make_optimizers(model, muon_lr=1e-2, adam_lr=2e-3)
+    for step in range(steps):
+        loss.backward()
+        set_rate(optimizers, cosine(step / steps))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(Optimizer):
+    """Nesterov momentum whose update is the nearest orthogonal matrix; a kernel of any rank is a matrix [out, everything else].
+
+    Args:
+        parameters: all of rank 2 or more.
+        lr: length of a step in every direction of a matrix [m, n], times √max(1, m / n).
+        momentum: share of the old momentum that is kept.
+        weight_decay: share of the weight that is taken away in a step, times lr.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "base_lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure, so no loss to return
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for same_shape in _by_shape(group["params"]):
+                self._step_together(same_shape, group)
+
+    def _step_together(self, parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+        updates = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+            momentum.lerp_(parameter.grad, 1 - group["momentum"])
+            updates.append(torch.lerp(parameter.grad, momentum, group["momentum"]).flatten(1))
+        directions = orthogonalised(torch.stack(updates))
+        rows, columns = directions.shape[1:]
+        for parameter, direction in zip(parameters, directions, strict=True):
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Move the singular values of matrices [B, m, n] to about 1 (0.7 to 1.2), by five quintic Newton-Schulz steps.
+
+    The steps are polynomials in the small Gram matrix, so they are taken on it alone, and the matrix is multiplied once.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    gram = x @ x.mT  # [B, k, k], k = min(m, n)
+    square = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] + 1e-14  # of the Frobenius norm
+    gram = gram / square
+    total = eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
+    a, b, c = _QUINTIC
+    for _ in range(5):
+        step = a * eye + b * gram + c * gram @ gram
+        total = step @ total
+        gram = step @ gram @ step
+    x = (total * square.rsqrt()) @ x
+    return x.mT if tall else x
+
+
+def make_optimizers(
+    model: nn.Module,
+    *,
+    muon_lr: float,
+    adam_lr: float,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    adam_names: Sequence[str] = (),
+) -> list[Optimizer]:
+    """Return Muon for the matrices and kernels of a model that are trained, and AdamW for the rest.
+
+    Args:
+        model: parameters that need no gradient are left out.
+        muon_lr: learning rate of the matrices.
+        adam_lr: learning rate of biases, gains, embeddings and of what `adam_names` names.
+        momentum: of Muon.
+        betas: of AdamW.
+        weight_decay: of both, times the learning rate.
+        adam_names: parameters whose name contains one of these stay with AdamW.
+    """
+    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.squeeze().ndim >= 2 and id(parameter) not in embeddings
+        (matrices if is_matrix and not any(part in name for part in adam_names) else rest).append(parameter)
+    optimizers: list[Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=muon_lr, momentum=momentum, weight_decay=weight_decay))
+    if rest:
+        groups = [{"params": rest, "base_lr": adam_lr}]
+        optimizers.append(AdamW(groups, lr=adam_lr, betas=betas, weight_decay=weight_decay))
+    return optimizers
+
+
+def set_rate(optimizers: Iterable[Optimizer], share: float) -> None:
+    """Set every learning rate to a share of the one that it was made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * share
+
+
+def cosine(progress: float, warmup: float = 0.01) -> float:
+    """Return the share of the learning rate at a progress 0 to 1: a short linear rise, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """Return the state of the optimizers as named tensors, for a safetensors file: `STATE.PARAMETER`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}.{names[parameter]}": value.detach().clone()
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Give back a state that `optimizer_tensors` returned; other tensors in the mapping are passed over."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        keys = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                found = {key: tensors.get(f"{key}.{names[parameter]}") for key in keys}
+                optimizer.state[parameter].update({key: value.clone() for key, value in found.items() if value is not None})
+
+
+def _by_shape(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            shapes.setdefault(tuple(parameter.shape), []).append(parameter)
+    return list(shapes.values())

@@ -1,0 +1,51 @@
+"""How the codec does on natural video: clips cut, read and encoded as the run's config says, from a folder of real files."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from demo.figures import psnr_db
+from packing.codec import load_codec
+from pipeline.config import InputConfig, RunConfig
+from pipeline.records import Outcome, Source, SplitResult
+from pipeline.sources import SourceError, find_sources
+from pipeline.stages.encode import ClipToEncode, Encode
+from pipeline.stages.split import Split
+
+MOST_FILES = 16
+
+
+def score_natural(config: RunConfig, folder: str) -> float | None:
+    """Return the mean PSNR in dB of decode(encode(x)) over the first clip of each of some files, evenly chosen by name.
+
+    Files that hold no video are passed over; None when no file gives a clip.
+
+    Raises:
+        InputError: there are no files at `folder`.
+    """
+    stage = Encode.from_config(config)
+    codec = load_codec(config.encode.model, subfolder=config.encode.subfolder)
+    found = []
+    for item in _items(config, folder):
+        try:
+            frames = stage.read(item).frames
+        except (SourceError, ValueError):
+            continue
+        found.append(psnr_db(frames, codec.decode(codec.encode(frames))))
+    stage.close()
+    return round(float(np.mean(found)), 2) if found else None
+
+
+def _items(config: RunConfig, folder: str) -> Iterator[ClipToEncode]:
+    sources = find_sources(InputConfig(uri=folder))
+    chosen = [sources[i] for i in np.unique(np.linspace(0, len(sources) - 1, MOST_FILES).astype(int))]
+    split = Split.from_config(config)
+    for source, outcome in zip(chosen, split.process(chosen), strict=True):
+        if outcome.value and outcome.value.fps > 0:
+            yield _item(source, outcome)
+    split.close()
+
+
+def _item(source: Source, outcome: Outcome[SplitResult]) -> ClipToEncode:
+    times_s = outcome.tensors["times_s"].numpy()
+    return ClipToEncode(clip=outcome.result.clips[0], source=source, split=outcome.result, times_s=times_s)
