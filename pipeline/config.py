@@ -19,7 +19,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 # Facts of every clip, and scores that every CLIP model gives, beside the measures and the config's own probes.
 CLIP_FACTS = ("duration_s", "short_side_px", "aspect", "fps")
 CLIP_SCORES = ("title_similarity", "consistency")
-LATER_PACK_OPTIONS = ("too_long", "kind", "min_tokens", "min_pixels", "max_pixels")
+LATER_PACK_OPTIONS = ("too_long", "kind", "min_tokens", "min_pixels", "max_pixels", "drop")
 
 
 def _check(holds: bool, message: str) -> None:
@@ -235,9 +235,11 @@ class PackConfig:
     min_tokens: int = 1
     min_pixels: int = 1  # of one frame, as it was encoded
     max_pixels: int | None = None
+    drop: float = 0.0  # share of each clip's tokens that rows leave out (NaViT); `length` is of those that are kept
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check(0 <= self.drop < 1, f"pack.drop is 0 to below 1, not {self.drop}")
         _check_positive("pack", self, "length", "max_segments", "shard_mb", "min_tokens", "min_pixels")
         _check(self.max_pixels is None or self.max_pixels >= self.min_pixels, "pack.max_pixels is below pack.min_pixels")
         _check(len(self.patch) == 3 and all(side > 0 for side in self.patch), "pack.patch is three positive numbers")

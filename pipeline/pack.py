@@ -21,7 +21,7 @@ from packing.models import model_identity
 from packing.pieces import Piece, cut
 from packing.planner import plan_rows
 from packing.report import PlanReport, plan_report
-from packing.shards import Caption, PackedClip, shard_rows, write_shard
+from packing.shards import Caption, PackedClip, drop_tokens, shard_rows, write_shard
 from packing.store import Store
 from pipeline.job import Job, digest
 from pipeline.ledger import Ledger
@@ -204,8 +204,12 @@ class ShardWriter:
         """Write a shard and return its entry in the manifest."""
         gather = _Gather(self.job, row["clips"])
         patch = self.job.config.pack.patch
-        rows = ([gather.piece(Piece(**segment), patch) for segment in members] for members in row["rows"])
+        rows = ([self._segment(gather, Piece(**segment)) for segment in members] for members in row["rows"])
         return {"entry": asdict(write_shard(self._shards, row["shard"], rows, patch))}
+
+    def _segment(self, gather: "_Gather", piece: Piece) -> PackedClip:
+        config = self.job.config.pack
+        return drop_tokens(gather.piece(piece, config.patch), config.patch, config.drop, config.seed)
 
     def close(self) -> None:
         """Hold nothing."""

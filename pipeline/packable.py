@@ -1,9 +1,11 @@
 """Which encoded clips a pack config takes, and as which segments: pure decisions over records. No device, no files."""
 
+from dataclasses import replace
 from math import prod
 
 from packing.geometry import token_grid
 from packing.pieces import Piece, divide
+from packing.tokens import kept_count, most_tokens
 from pipeline.config import PackConfig
 from pipeline.records import EncodeResult
 from pipeline.select import Rejection
@@ -12,7 +14,7 @@ from pipeline.select import Rejection
 def unpackable(encoded: EncodeResult, config: PackConfig) -> Rejection | None:
     """Return the bound of the pack config that an encoded clip breaks, or None."""
     frames, (height, width), grid = encoded.latent_shape[1], encoded.size, grid_of(encoded, config)
-    least = prod(grid[1:]) if config.too_long == "divide" else prod(grid)
+    least = kept_count(prod(grid[1:]) if config.too_long == "divide" else prod(grid), config.drop)
     bounds = [
         ("pack.length", least, least > config.length, config.length),
         ("pack.kind", frames, config.kind == "images" and frames > 1, 1),
@@ -25,8 +27,12 @@ def unpackable(encoded: EncodeResult, config: PackConfig) -> Rejection | None:
 
 
 def segments_of(clip_id: str, encoded: EncodeResult, config: PackConfig) -> list[Piece]:
-    """Return the segments that a clip is packed as: itself, or its pieces when it is longer than a row."""
-    return divide(clip_id, grid_of(encoded, config), config.length)
+    """Return the segments that a clip is packed as: itself, or its pieces when it is longer than a row.
+
+    Their `tokens` are those that are kept; a clip is divided first, and then tokens of each piece are dropped.
+    """
+    pieces = divide(clip_id, grid_of(encoded, config), most_tokens(config.length, config.drop))
+    return [replace(piece, tokens=kept_count(piece.tokens, config.drop)) for piece in pieces]
 
 
 def grid_of(encoded: EncodeResult, config: PackConfig) -> tuple[int, int, int]:
