@@ -1,12 +1,13 @@
 # make demo   set everything up and run the whole path on generated videos
 # make test   set everything up and pass the tests
 # make lint   ruff, mypy strict, import rules
-# make models build the tiny untrained checkpoints again
+# make models train the bundled models again: about two CPU-hours; VIDEOS=FOLDER of natural videos for the codec, UNTIL=HH:MM
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODELS := models/tiny
+UNTIL ?= $(shell date -d '+95 minutes' +%H:%M)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
@@ -26,9 +27,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-models:
-	rm -rf $(MODELS)
-	$(MAKE) $(MODELS)
+models: $(INSTALLED)
+	$(BIN)/python -m demo.train_codec demo/weights/codec --work runs/codec --until $(UNTIL) $(if $(VIDEOS),--natural $(VIDEOS))
+	$(BIN)/python -m demo.tower runs/tower --cpu-s 720
+	$(BIN)/python -m demo.train_clip train runs/tower demo/weights/clip --text-s 60 --cpu-s 150
+	$(BIN)/python -m demo.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 950
+	$(BIN)/python -m demo.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 1450 \
+		--codec demo/weights/codec
 
 $(MODELS): $(INSTALLED)
 	$(BIN)/python -m demo.tiny_models $(MODELS)

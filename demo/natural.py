@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from demo.codec_clips import is_held_out
 from demo.figures import psnr_db
 from packing.codec import load_codec
 from pipeline.config import InputConfig, RunConfig
@@ -18,7 +19,7 @@ MOST_FILES = 16
 def score_natural(config: RunConfig, folder: str) -> float | None:
     """Return the mean PSNR in dB of decode(encode(x)) over the first clip of each of some files, evenly chosen by name.
 
-    Files that hold no video are passed over; None when no file gives a clip.
+    Files that the bundled codec was trained on, and files that hold no video, are passed over; None when no file gives a clip.
 
     Raises:
         InputError: there are no files at `folder`.
@@ -37,8 +38,8 @@ def score_natural(config: RunConfig, folder: str) -> float | None:
 
 
 def _items(config: RunConfig, folder: str) -> Iterator[ClipToEncode]:
-    sources = find_sources(InputConfig(uri=folder))
-    chosen = [sources[i] for i in np.unique(np.linspace(0, len(sources) - 1, MOST_FILES).astype(int))]
+    sources = [s for s in find_sources(InputConfig(uri=folder)) if is_held_out("/".join(s.uri.split("/")[-2:]))]
+    chosen = [sources[i] for i in np.unique(np.linspace(0, len(sources) - 1, MOST_FILES).astype(int))] if sources else []
     split = Split.from_config(config)
     for source, outcome in zip(chosen, split.process(chosen), strict=True):
         if outcome.value and outcome.value.fps > 0:

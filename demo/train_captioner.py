@@ -398,7 +398,7 @@ def _parts(right: NDArray[np.bool_], keys: Sequence[str], names: Sequence[str]) 
 
 def _shares(right: NDArray[np.bool_], names: Sequence[str]) -> dict[str, float]:
     each = {name: _share(right[:, number].tolist()) for number, name in enumerate(names)}
-    return {**each, "all": _share(list(right.all(axis=1)))}
+    return {**each, "all": _share(all(row) for row in right)}
 
 
 def _share(values: Iterable[Any]) -> float:

@@ -1,5 +1,6 @@
 """A few steps of training fit captions better, through the same tokens as inference, and an export loads and answers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,15 @@ from demo.scenes import Scene, dense_caption, short_caption
 from demo.tower import hidden_states, normalised
 from demo.train_captioner import ANSWERS, DENSE, SHORT, Learner, evaluate, export, loss_of, shown
 from recaption import load_captioner
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from more threads, which on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def loss(learner: Learner, clips: list[tuple[torch.Tensor, Scene]]) -> float:

@@ -1,5 +1,6 @@
 """A few steps of training fit titles better, and what is exported loads and answers as any open_clip model does."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ from demo.train_clip import CONTEXT, PROBES, Learner, _fits, _said, evaluate, ex
 from packing.clip import LOCAL, load_clip
 
 WORN = Wear(overlay=0.3, mark=0.3, small=0.2, damage=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from more threads, which on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def drawn(seed: int) -> np.random.Generator:
