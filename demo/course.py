@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.muon import cosine, load_optimizer_tensors, make_optimizers, optimizer_tensors, set_rate
+from demo.schedule import cosine, load_optimizer_tensors, optimizer_tensors
+from training.muon import make_optimizers, set_rate
 
 STATE = "state.safetensors"
 

@@ -179,7 +179,7 @@ def poses(shot: Shot) -> NDArray[np.float32]:
     result = np.full((len(shot.times_s), MOST_SHAPES, 5), -1, dtype=np.float32)
     for frame, time_s in enumerate(shot.times_s):
         for number, shape in enumerate(scene.shapes):
-            x, y, radius, angle = scenes._pose(scene, shape, time_s)
+            x, y, radius, angle = scenes.pose(scene, shape, time_s)
             result[frame, number] = (x / scene.across, y / scene.down, radius / scene.across, radius / scene.down, angle)
     return result
 

@@ -267,7 +267,7 @@ def _tinted(colour: Rgb, by: NDArray[np.int64]) -> Rgb:
 
 def _draw_shape(picture: Picture, scene: Scene, shape: Shape, time_s: float) -> None:
     unit = min(picture.shape[:2])
-    x, y, radius, angle = _pose(scene, shape, time_s)
+    x, y, radius, angle = pose(scene, shape, time_s)
     outline = _outline(shape.shape, radius * unit, angle)
     for column in _places(x, scene.across, radius):
         for row in _places(y, scene.down, radius):
@@ -276,7 +276,7 @@ def _draw_shape(picture: Picture, scene: Scene, shape: Shape, time_s: float) -> 
             cv2.fillPoly(picture, [points], shape.rgb, cv2.LINE_AA, shift=8)
 
 
-def _pose(scene: Scene, shape: Shape, time_s: float) -> tuple[float, float, float, float]:
+def pose(scene: Scene, shape: Shape, time_s: float) -> tuple[float, float, float, float]:
     """Return centre, radius and angle of a shape at a time."""
     x, y, radius, angle = shape.x, shape.y, shape.radius, shape.angle
     turn = 2 * math.pi * time_s / _PERIOD_S[shape.motion][shape.speed] if shape.motion in _PERIOD_S else 0.0

@@ -32,9 +32,10 @@ from torch import Tensor
 from demo.codec_clips import NaturalFile, family, natural_clip, natural_crop, natural_files, sizes, world_clip
 from demo.codec_form import CONFIG, as_video, encode, new_codec, reconstruct
 from demo.figures import psnr_db
-from demo.muon import cosine, load_optimizer_tensors, make_optimizers, optimizer_tensors, set_rate
 from demo.scenes import Pictures
+from demo.schedule import cosine, load_optimizer_tensors, optimizer_tensors
 from packing.codec import load_codec
+from training.muon import make_optimizers, set_rate
 
 MUON_LR, ADAM_LR = 1e-2, 2e-3
 WORLD_SHARE = 0.75  # of the clips trained on

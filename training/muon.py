@@ -1,8 +1,8 @@
 """Muon, an optimiser for small models and short trainings: matrices move by orthogonalised momentum, the rest by AdamW.
 
 Invariant: a step moves every matrix by about its learning rate in every direction, whatever the size of its gradient.
-Keller Jordan et al., "Muon", 2024; the coefficients are theirs. Cost: five small matrix products a step, batched over matrices
-of equal shape.
+Keller Jordan et al., "Muon", 2024; the coefficients are theirs. Cost: a few products with the smaller side of every matrix
+a step, batched over matrices of equal shape.
 
     optimizers = make_optimizers(model, muon_lr=1e-2, adam_lr=2e-3)
     for step in range(steps):
@@ -55,19 +55,28 @@ class Muon(Optimizer):
         directions = orthogonalised(torch.stack(updates))
         rows, columns = directions.shape[1:]
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Move the singular values of matrices [B, m, n] to about 1 (0.7 to 1.2), by five quintic Newton-Schulz steps."""
+    """Move the singular values of matrices [B, m, n] to about 1 (0.7 to 1.2), by five quintic Newton-Schulz steps.
+
+    The steps are polynomials in the small Gram matrix, so they are taken on it alone, and the matrix is multiplied once.
+    """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = x @ x.mT  # [B, k, k], k = min(m, n)
+    square = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] + 1e-14  # of the Frobenius norm
+    gram = gram / square
+    total = eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
     a, b, c = _QUINTIC
     for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = a * eye + b * gram + c * gram @ gram
+        total = step @ total
+        gram = step @ gram @ step
+    x = (total * square.rsqrt()) @ x
     result: Tensor = x.mT if tall else x
     return result
 

@@ -9,11 +9,10 @@ import torch
 
 from demo.codec_clips import MAX_PIXELS, family, is_held_out, natural_crop, natural_files, sizes, world_clip
 from demo.codec_form import as_video, decode, encode, new_codec
-from demo.muon import orthogonalised
 from demo.scenes import Pictures
 from demo.train_codec import Batches, Stage, Trainer, export, train
-from demo.videos import write_video
 from packing.codec import load_codec
+from tests.videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +128,3 @@ def test_natural_files_are_read_at_eight_a_second_and_cropped_to_size(tmp_path: 
     (file,) = [*train_files, *held]
     assert (file.name, file.frames.shape) == ("some/noise.mp4", (8, 96, 160, 3))
     assert natural_crop(file, random, 17, (80, 48)).shape == (17, 80, 48, 3)
-
-
-def test_an_orthogonalised_matrix_has_singular_values_around_one() -> None:
-    matrices = torch.randn(3, 24, 80, generator=torch.Generator().manual_seed(0))
-    for found in (orthogonalised(matrices), orthogonalised(matrices.mT)):
-        values = torch.linalg.svdvals(found)
-        assert 0.6 < values.min() < values.max() < 1.3

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.videos import make_videos
 from packing.manifest import Manifest, open_manifest
 from pipeline.config import load_run_config
 from pipeline.ingest import ingest
+from tests.videos import make_videos
 
 pytestmark = [pytest.mark.integration, pytest.mark.end_to_end]
 
