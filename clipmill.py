@@ -10,6 +10,7 @@ import click
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
 COMMANDS = {
     "demo": "demo.cli:demo",
+    "split": "pipeline.cli:split",
     "ingest": "pipeline.cli:ingest",
     "plan": "pipeline.cli:plan",
     "status": "pipeline.cli:status",

@@ -1,16 +1,26 @@
 """How much a scan costs over bare decoding, beside PySceneDetect, on the same files in the same run.
 
     python benchmarks/split.py FILE...
+    python benchmarks/split.py --lengths 1 10 60
 
 For each file: bare PyAV decode on one thread; our scan (cuts, measures, pictures for the models) in its warm sandbox, hashing
 and all; PySceneDetect's scene manager with its OpenCV and PyAV backends and the same detector, which decode on as many threads
 as they like. Minimum of three, seconds of wall clock.
+
+With --lengths: what minutes of one generated video (320x180, h264, 24 frames a second, a cut every five seconds) cost, beside
+bare decode, and the most memory that the decoder's process held; of it the pictures of all clips, kept until the file ends.
 """
 
+import contextlib
+import itertools
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -22,10 +32,13 @@ from scenedetect import AdaptiveDetector, SceneManager, open_video
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
 
 from pipeline.config import SplitConfig
+from pipeline.media import plain_video
 from pipeline.sandbox import Limits, Sandbox
 from pipeline.stages.split import Split
+from tests.media import shots, write_video
 
 REPEATS = 3
+MINUTE = [5 * 24] * 12  # frames of its shots
 
 
 def main(paths: list[str]) -> None:
@@ -59,6 +72,84 @@ def main(paths: list[str]) -> None:
     console.print(f"median of ours ÷ decode: {statistics.median(ratios):.2f}")
 
 
+def lengths(minutes: list[int]) -> None:
+    """Measure videos of so many minutes, each in a process of its own, and print a table."""
+    table = Table(
+        "minutes", "frames", "clips", "decode s", "ours s", "frames / s", "ours / decode", "peak MB", "of it pictures MB"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        minute = write_video(Path(folder) / "minute.mp4", shots(MINUTE, height=180, width=320), fps=24)
+        for count in minutes:
+            path = looped(minute, Path(folder) / f"{count}.mp4", count)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                frames, clips, decode_s, ours_s, peak_mb, pictures_mb = alone.submit(cost, str(path)).result()
+            speed, ratio = f"{frames / ours_s:.0f}", f"{ours_s / decode_s:.2f}"
+            sizes = f"{peak_mb:.0f}", f"{pictures_mb:.0f}"
+            table.add_row(str(count), str(frames), str(clips), f"{decode_s:.2f}", f"{ours_s:.2f}", speed, ratio, *sizes)
+    Console(width=160).print(table)
+
+
+def looped(minute: Path, path: Path, count: int) -> Path:
+    """Write a video `count` times end to end without encoding it again."""
+    with av.open(str(path), "w") as out:
+        target = None
+        for turn in range(count):
+            with av.open(str(minute)) as media:
+                source = media.streams.video[0]
+                target = target or out.add_stream_from_template(source)
+                for packet in itertools.takewhile(lambda packet: packet.size, media.demux(source)):
+                    packet.pts += turn * source.duration
+                    packet.dts += turn * source.duration
+                    packet.stream = target
+                    out.mux(packet)
+    return path
+
+
+def cost(path: str) -> tuple[int, int, float, float, float, float]:
+    """Return frames, clips, seconds of bare decode and of the scan, and megabytes at the decoder's peak and of its pictures."""
+    sandbox, stage = Sandbox(), Split(chunk=1, config=SplitConfig())
+    limits = Limits(wall_s=3600, memory_bytes=16 << 30)
+    with plain_video() as file:
+        sandbox.call("scan", file, stage.options, limits)  # warms the server
+    started = time.perf_counter()
+    decode(path)
+    decoded = time.perf_counter()
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as beside:
+        scanning = beside.submit(sandbox.call, "scan", file, stage.options, limits)
+        peak_mb = 0.0
+        while not scanning.done():
+            peak_mb = max(peak_mb, *map(peak, grandchildren()), 0.0)
+            time.sleep(0.01)
+        facts, arrays = scanning.result()
+    ended = time.perf_counter()
+    sandbox.close()
+    pictures_mb = sum(array.nbytes for array in arrays.values()) / 1e6
+    return facts["frames"], len(facts["clips"]), decoded - started, ended - decoded, peak_mb, pictures_mb
+
+
+def grandchildren() -> list[int]:
+    """List the children of this process's children: those of the sandbox's server."""
+    return [pid for child in children(os.getpid()) for pid in children(child)]
+
+
+def children(pid: int) -> list[int]:
+    """List the children of a process by all its threads."""
+    found = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, listing.read_text().split())
+    return found
+
+
+def peak(pid: int) -> float:
+    """Return the most megabytes that a process has held since its fork; what it shares with the server counts too."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
 def decode(path: str) -> None:
     """Decode all frames on one thread and do nothing with them."""
     with av.open(path) as media:
@@ -85,4 +176,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["--lengths"]:
+        lengths([int(minutes) for minutes in sys.argv[2:]])
+    else:
+        main(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""The commands of the pipeline: ingest, plan, status, stats, lint, verify, pack, retry. Data to stdout, progress to stderr.
+"""The commands of the pipeline: split, ingest, plan, status, stats, lint, verify, pack, retry.
 
-Each command imports what it needs when it runs, so that help is instant.
+Data to stdout, progress to stderr. Each command imports what it needs when it runs, so that help is instant.
 """
 
 import json
@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from packing.errors import InputError
 from packing.store import Store
 
 if TYPE_CHECKING:
@@ -20,9 +21,35 @@ if TYPE_CHECKING:
     from packing.report import PlanReport
     from pipeline.ingest import IngestReport
     from pipeline.job import Job
+    from pipeline.scenes import FileScenes
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON for scripts.")
 as_picture = click.option("--picture", metavar="SVG", help="Draw the rows into this file; implies --report.")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE... [split.KEY=VALUE]...")
+@as_json
+@click.option("--csv", "csv_", metavar="FOLDER|-", help="Write STEM-Scenes.csv per file, or (-) the csv of one file to stdout.")
+@click.option("--thumbnails", metavar="FOLDER", help="Write STEM-Scene-NNN.jpg per scene.")
+def split(files: tuple[str, ...], json_: bool, csv_: str | None, thumbnails: str | None) -> None:
+    """Print the scenes of files, without a run; exit with 1, after all, if a file failed.
+
+    FILE is a file, folder, glob, table or URL, as input.uri of an ingest; files are taken in the order of their names. --json
+    prints a line per file, --csv has PySceneDetect's columns. Long shots stay whole unless split.max_clip_s says otherwise;
+    other keys of the split section, such as split.detector=adaptive, are as in an ingest.
+    """
+    from pipeline.scenes import find_scenes, read_arguments
+
+    sources, config = read_arguments(files)
+    if csv_ == "-" and (json_ or len(sources) > 1):
+        raise InputError("--csv - prints the scenes of one file and nothing else; give --csv a folder")
+    good = True
+    for found in find_scenes(sources, config):
+        good &= found.outcome.failure is None
+        _show_scenes(found, json_=json_, csv_=csv_ == "-")
+        _write_scenes(found, csv_, thumbnails)
+    sys.exit(0 if good else 1)
 
 
 @click.command()
@@ -219,6 +246,28 @@ def _stage_facts(job: "Job", stage: str) -> dict[str, Any]:
         "workers": workers if config.runner == "ray" else "this process",
         "chunk": getattr(config, stage).chunk,
     }
+
+
+def _show_scenes(found: "FileScenes", *, json_: bool, csv_: bool) -> None:
+    """Print what became of a file; where stdout is csv, a failure goes to stderr."""
+    from pipeline.scenes import to_csv, to_json, to_table
+
+    if json_:
+        click.echo(json.dumps(to_json(found)))
+    elif csv_ and not found.trouble:
+        click.echo(to_csv(found), nl=False)
+    else:
+        (_stderr() if csv_ else _stdout()).print(to_table(found), soft_wrap=bool(found.trouble))
+
+
+def _write_scenes(found: "FileScenes", csv_: str | None, pictures: str | None) -> None:
+    """Write the files about a file that were asked for; a file that failed has none."""
+    from pipeline.scenes import thumbnails, to_csv
+
+    if csv_ and csv_ != "-" and not found.trouble:
+        Store(csv_).replace(f"{found.name}-Scenes.csv", to_csv(found).encode())
+    for name, jpeg in thumbnails(found) if pictures else ():
+        Store(str(pictures)).replace(name, jpeg)
 
 
 def _show_work(report: "IngestReport") -> None:

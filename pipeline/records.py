@@ -67,7 +67,8 @@ class SplitResult:
     """What one decode pass found out about a source; the time of every frame is a tensor `times_s` [frames] beside.
 
     The sampled frames of each clip, uint8 [F, Y, X, 3], are a tensor named by its clip id. `quirks` name what keeps decord from
-    reading the file as PyAV does.
+    reading the file as PyAV does. `rotation` (0, 90, 180, 270) is how many degrees clockwise a player turns the stored picture;
+    sizes and sampled frames are those of the turned one.
     """
 
     source_id: str
@@ -76,6 +77,7 @@ class SplitResult:
     pixel_format: str
     height_px: int
     width_px: int
+    rotation: int
     fps: float
     frames: int
     duration_s: float

@@ -96,7 +96,7 @@ def _scan_image(file: BinaryIO, options: ScanOptions) -> tuple[dict[str, Any], d
         "crop": box,
         "measures": measures.of_source([_image_measures(inside)], [0])[0],
     }
-    facts = {"codec": "image", "pixel_format": "rgb24", "height_px": height, "width_px": width, "quirks": []}
+    facts = {"codec": "image", "pixel_format": "rgb24", "height_px": height, "width_px": width, "rotation": 0, "quirks": []}
     return {**facts, "fps": 0.0, "frames": 1, "duration_s": 0.0, "clips": [clip]}, {
         "0": _small_image(inside, options.frame_side_px)[None],
         "times_s": np.zeros(1),
@@ -281,6 +281,7 @@ def _scan_video(file: BinaryIO, container: str, options: ScanOptions) -> tuple[d
         "quirks": [*quirks.names(matrix), *odd],
         "height_px": shape[0],
         "width_px": shape[1],
+        "rotation": _rotation(matrix),
         "fps": count / duration_s,
         "frames": count,
         "duration_s": duration_s,
@@ -292,6 +293,12 @@ def _shown_shape(frame: Any, stream: Any, matrix: Matrix) -> tuple[int, int]:
     """Return the upright size of a frame with square pixels. The aspect is the stream's: PyAV's frames do not tell theirs."""
     height, width = frame.height, max(1, round(frame.width * pixel_aspect(stream)))
     return (height, width) if matrix[0] else (width, height)
+
+
+def _rotation(matrix: Matrix) -> int:
+    """Return how many degrees clockwise a player turns the stored picture, once it is mirrored left to right if it is to be."""
+    _, _, c, d = matrix
+    return {(0, 1): 0, (-1, 0): 90, (0, -1): 180, (1, 0): 270}[c, d]
 
 
 def _same_shape(shape: tuple[int, int], before: tuple[int, int]) -> tuple[int, int]:

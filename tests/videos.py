@@ -1,4 +1,4 @@
-"""Generated videos for tests that want little: moving shapes on coloured grounds, cut into shots, in several codecs, sizes and shapes.
+"""Generated videos for tests that want little: moving shapes on coloured grounds, in several codecs, sizes and shapes.
 
 Deterministic for a seed. Some are as the internet has them: one is a still, one is dark, one is cut off, one is no video.
 """

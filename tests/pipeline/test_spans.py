@@ -113,6 +113,7 @@ def test_decord_reads_what_it_reads_as_pyav_does(container: str, codec: str, pix
         pixel_format=pixel_format,
         height_px=64,
         width_px=96,
+        rotation=0,
         fps=16.0,
         frames=32,
         duration_s=2.0,
