@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CONFIGS, WEIGHTS = ROOT / "configs", Path(__file__).parent / "weights"
+NATURAL = ROOT.parent / "shared" / "data" / "videos"  # beside a checkout, where there is one
 OWN = ("world.", "samples=", "natural=")
 TRAINING = ("train.", "model.")
-FULL = ("world.videos=400", "samples=96")
+FULL = ("world.videos=240", "samples=96")
 
 
 @click.command()
@@ -86,9 +87,9 @@ def _scored(study: "Study", config: "DemoConfig", checkpoints: Path, folder: Pat
     from training import write_mp4
 
     card: dict[str, Any] = {"world": asdict(config.world), **score_world(study)}
-    if config.natural:
+    if natural := config.natural or (str(NATURAL) if NATURAL.is_dir() else ""):
         with study.timed("score natural"):
-            card["encode"]["psnr_natural_db"] = score_natural(study.job.config, config.natural)
+            card["encode"]["psnr_natural_db"] = score_natural(study.job.config, natural)
     card["samples"], samples = score_samples(study, checkpoints, count=config.samples)
     with study.timed("pictures"):
         draw_sheets(study, samples, folder / "pictures")

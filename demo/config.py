@@ -11,7 +11,7 @@ class DemoConfig:
 
     world: WorldConfig = field(default_factory=WorldConfig)
     samples: int = 24  # videos made after training
-    natural: str = ""  # folder of natural videos that the codec is measured on too; without one that figure is left out
+    natural: str = ""  # folder of natural videos that the codec is measured on too; by default ../shared/data/videos, if there
 
     def __post_init__(self) -> None:
         """Check ranges."""
