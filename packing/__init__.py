@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from packing.planner import plan_rows, straggler_efficiency
     from packing.report import PlanReport, corpus_report, plan_report
     from packing.rows import read_index, read_row
-    from packing.shards import Caption, PackedClip, write_shard, write_shards
+    from packing.shards import Caption, PackedClip, drop_tokens, write_shard, write_shards
     from packing.statistics import corpus_statistics
     from packing.store import Store
     from packing.text import TextEncoder, load_text_encoder
-    from packing.tokens import clip_generator, patchify, positions, unpatchify
+    from packing.tokens import clip_generator, kept_count, kept_places, kept_tokens, patchify, positions, unpatchify
 
 _HOME = {
     "batches": ["Batch"],
@@ -48,11 +48,11 @@ _HOME = {
     "planner": ["plan_rows", "straggler_efficiency"],
     "report": ["PlanReport", "corpus_report", "plan_report"],
     "rows": ["read_index", "read_row"],
-    "shards": ["Caption", "PackedClip", "write_shard", "write_shards"],
+    "shards": ["Caption", "PackedClip", "drop_tokens", "write_shard", "write_shards"],
     "statistics": ["corpus_statistics"],
     "store": ["Store"],
     "text": ["TextEncoder", "load_text_encoder"],
-    "tokens": ["clip_generator", "patchify", "positions", "unpatchify"],
+    "tokens": ["clip_generator", "kept_count", "kept_places", "kept_tokens", "patchify", "positions", "unpatchify"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -78,8 +78,12 @@ __all__ = [
     "corpus_statistics",
     "dit_cost",
     "divide_clip",
+    "drop_tokens",
     "fit_cost",
     "fit_frame",
+    "kept_count",
+    "kept_places",
+    "kept_tokens",
     "latent_shape",
     "legal_frames",
     "lint_corpus",

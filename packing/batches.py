@@ -18,7 +18,7 @@ from packing.cost import CostModel
 from packing.errors import ShardError
 from packing.manifest import Manifest, ShardEntry, open_manifest
 from packing.prefetch import BufferPool
-from packing.rows import Checked, Row, RowIndex, as_tensor, read_index, read_row, row_costs
+from packing.rows import Checked, Row, RowIndex, as_tensor, kept_misfit, read_index, read_row, row_costs
 from packing.store import Store
 from packing.tokens import clip_generator
 
@@ -31,6 +31,8 @@ class Batch:
 
     latents fp16 [S, D]; cu_seqlens int32 [s+1]; grid int32 [s, 3]; text bf16 [M, E] holds the chosen caption of each segment
     and cu_text int32 [s+1] its borders (an empty span where the caption was dropped). A rank may get no rows: S = s = 0.
+    Where tokens were dropped when the corpus was packed, kept int32 [S] is the number of each token in its own clip, in
+    raster order of the clip's grid, which stays the whole one; None where all clips are whole.
 
     The tensors belong to the batch: they are views of memory that nothing else writes, not of a file, and may be changed in
     place. The loader uses that memory again when the last tensor that refers to it is gone; `clone()` a small part that is
@@ -46,6 +48,7 @@ class Batch:
     captions: tuple[str, ...]
     epoch: int
     step: int
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class BatchReader:
         grids = [grid for row in indexes for grid in row.grids]
         return Batch(
             latents=memory.latents(),
-            cu_seqlens=_offsets([t * h * w for t, h, w in grids]),
+            cu_seqlens=_offsets([length for row in indexes for length in row.lengths.tolist()]),
             grid=torch.tensor(grids, dtype=torch.int32).reshape(-1, 3),
             clip_ids=tuple(segment["clip_id"] for segment in segments),
             text=memory.text(spans),
@@ -120,6 +123,7 @@ class BatchReader:
             ),
             epoch=share.epoch,
             step=share.step,
+            kept=_kept(rows, indexes),
         )
 
     def _row(self, memory: "_StepMemory", number: int) -> Row:
@@ -131,6 +135,8 @@ class BatchReader:
         named = torch.float16, int(index.lengths.sum()), self._manifest.token_dim, torch.bfloat16, memory.text_width
         if found != named:
             raise ShardError(f"{store.path(entry.name)}: row {index.key} holds {found}, where {named} is promised")
+        if misfit := kept_misfit(row, index):
+            raise ShardError(f"{store.path(entry.name)}: row {index.key}: {misfit}")
         return row
 
     def _choose(self, epoch: int, segment: Mapping[str, Any]) -> int:
@@ -177,6 +183,19 @@ class _StepMemory:
                 text[filled * size : after * size] = text[begin * size : end * size]
             filled = after
         return as_tensor(text[: filled * size], torch.bfloat16, (filled, self.text_width))
+
+
+def _kept(rows: Sequence[Row], indexes: Sequence[RowIndex]) -> Tensor | None:
+    """Join what the rows tell of kept tokens; of a row of whole clips among others that is all of each. None if none tells."""
+    if all(index.kept is None for index in indexes):
+        return None
+    parts = [
+        [row.tensors["kept"]]
+        if index.kept is not None
+        else [torch.arange(n, dtype=torch.int32) for n in index.lengths.tolist()]
+        for row, index in zip(rows, indexes, strict=True)
+    ]
+    return torch.cat([part for row_parts in parts for part in row_parts])
 
 
 def _caption_spans(rows: Sequence[Row]) -> Iterator[Sequence[tuple[int, int]]]:

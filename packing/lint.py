@@ -1,9 +1,10 @@
 """Look into every row of a packed corpus for what would spoil training, and name what is wrong.
 
-Checked are bytes (crc32c, sizes, the index against the manifest), structure (offsets, shapes against the segment table, text
-lengths, a clip id in every payload, each once, rows no longer than promised) and values: NaN and Inf, and latents that drift:
-mean and spread of each channel, of a whole shard against 0 and 1, of which a codec's normalisation makes them, and against
-the other shards, which another codec or another normalisation would tell apart. Cost: one pass over all bytes.
+Checked are bytes (crc32c, sizes, the index against the manifest), structure (offsets, shapes against the segment table, which
+tokens were kept, text lengths, a clip id in every payload, each once, rows no longer than promised) and values: NaN and Inf,
+and latents that drift: mean and spread of each channel, of a whole shard against 0 and 1, of which a codec's normalisation
+makes them, and against the other shards, which another codec or another normalisation would tell apart. Cost: one pass over
+all bytes.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from packing.errors import ShardError
 from packing.manifest import Manifest, ShardEntry, open_manifest
-from packing.rows import Row, RowIndex, read_index, read_row
+from packing.rows import Row, RowIndex, kept_misfit, read_index, read_row
 from packing.store import Store
 
 # Of a channel over a whole shard: real codecs are normalised over other videos than ours, so only what is far out is named.
@@ -128,11 +129,14 @@ def _structure(row: Row, index: RowIndex, manifest: Manifest) -> Iterator[tuple[
     if ids != list(index.clip_ids) or not all(ids):
         yield "clip_id", "", f"its payload names {ids}, its index {list(index.clip_ids)}"
     tokens, grids = tensors["latents"].shape, tensors["grid"].prod(1).tolist()
+    lengths = grids if index.kept is None else index.lengths.tolist()
     offsets = tensors["cu_seqlens"].tolist()
-    if tuple(tokens) != (offsets[-1], manifest.token_dim) or grids != np.diff(offsets).tolist():
-        yield "shapes", "", f"latents {tuple(tokens)} against segments of {grids} tokens of {manifest.token_dim} numbers"
-    if index.lengths.tolist() != grids or len(ids) != len(grids):
-        yield "shapes", "", f"its segments have {grids} tokens, its index says {index.lengths.tolist()}"
+    if tuple(tokens) != (offsets[-1], manifest.token_dim) or lengths != np.diff(offsets).tolist():
+        yield "shapes", "", f"latents {tuple(tokens)} against segments of {lengths} tokens of {manifest.token_dim} numbers"
+    if index.whole_lengths.tolist() != grids or len(ids) != len(grids):
+        yield "shapes", "", f"its clips have {grids} tokens, its index says {index.whole_lengths.tolist()}"
+    if misfit := kept_misfit(row, index):
+        yield "kept", "", misfit
     if tokens[0] > manifest.sequence_length:
         yield "length", "", f"holds {tokens[0]} tokens, more than {manifest.sequence_length}"
     yield from _text(row, manifest)

@@ -66,7 +66,7 @@ def divide_clip(clip: PackedClip, patch: Patch, capacity: int, *, stride: int) -
         stride: frames of the codec to one latent frame.
 
     Raises:
-        ValueError: a single token frame has more than `capacity` tokens.
+        ValueError: a single token frame has more than `capacity` tokens, or tokens of the clip were dropped already.
     """
     _, t, h, w = clip.latent.shape
     return [cut(clip, piece, patch, stride) for piece in divide(clip.clip_id, token_grid((t, h, w), patch), capacity)]
@@ -76,6 +76,8 @@ def cut(clip: PackedClip, piece: Piece, patch: Patch, stride: int) -> PackedClip
     """Cut a piece out of its clip; its facts tell which it is (`piece`), and its own frames and times where the clip's do."""
     if piece.count == 1:
         return clip
+    if clip.kept is not None:
+        raise ValueError(f"clip {clip.clip_id} cannot be divided after tokens of it were dropped: divide it first")
     first, last = piece.first * patch[0], piece.last * patch[0]
     record = {"of": clip.clip_id, "number": piece.number, "count": piece.count, "latent_frames": [first, last]}
     facts = {**clip.facts, **_times(clip.facts, first, last, stride), "piece": record}

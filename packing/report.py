@@ -134,7 +134,7 @@ def plan_report(
         bucket_tokens=int(bucket_lengths(clips).sum()),
         straggler_efficiency={size: straggler_efficiency(costs, world_size=size, seed=seed) for size in world_sizes},
         steps={size: -(-len(rows) // size) for size in world_sizes},
-        tokens_by_grid={} if grids is None else _tokens_by_grid([grids[clip] for clip in planned]),
+        tokens_by_grid={} if grids is None else _tokens_by_grid([grids[clip] for clip in planned], clips),
         row_bytes=0.0 if clip_bytes is None else float(np.asarray(clip_bytes)[planned].sum() / max(1, len(rows))),
     )
 
@@ -177,10 +177,10 @@ def bucket_lengths(lengths: ArrayLike) -> NDArray[np.int64]:
     return padded
 
 
-def _tokens_by_grid(grids: Sequence[tuple[int, int, int]]) -> dict[str, int]:
+def _tokens_by_grid(grids: Sequence[tuple[int, int, int]], lengths: NDArray[np.int64]) -> dict[str, int]:
     tokens = Counter[str]()
-    for t, h, w in grids:
-        tokens[f"{t}x{h}x{w}"] += t * h * w
+    for (t, h, w), length in zip(grids, lengths.tolist(), strict=True):
+        tokens[f"{t}x{h}x{w}"] += length  # fewer than t·h·w where tokens are dropped
     return dict(tokens.most_common())
 
 

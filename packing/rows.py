@@ -44,7 +44,10 @@ Checked = dict[tuple[str, tuple[int, ...]], set[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class RowIndex:
-    """Where one row lies in its shard and what is in it; offsets and sizes in bytes, `crc32c` over both members' data."""
+    """Where one row lies in its shard and what is in it; offsets and sizes in bytes, `crc32c` over both members' data.
+
+    `grids` are those of whole clips. A row of which tokens were dropped tells in `kept` how many of each clip it holds.
+    """
 
     key: str
     json_offset: int
@@ -56,10 +59,16 @@ class RowIndex:
     grids: Sequence[tuple[int, int, int]]
     captions: Sequence[str]
     duration_s: float
+    kept: Sequence[int] | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each segment."""
+        """Tokens of each segment, as many as are in the row."""
+        return self.whole_lengths if self.kept is None else np.array(self.kept, dtype=np.int64)
+
+    @property
+    def whole_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each segment before any were dropped."""
         return np.array([t * h * w for t, h, w in self.grids], dtype=np.int64)
 
     @property
@@ -131,6 +140,31 @@ def read_row(
         raise
     known.add(start)
     return done
+
+
+def kept_misfit(row: Row, index: RowIndex) -> str:
+    """Tell what is wrong with the kept tokens of a row that holds as many tokens as its index says; "" when nothing is.
+
+    Of each clip there are as many as the index and `cu_seqlens` say, at least one, ascending, all in the clip's grid.
+    """
+    kept = row.tensors.get("kept")
+    if kept is None and index.kept is None:
+        return ""
+    if kept is None or index.kept is None:
+        return f"{'its index' if index.kept is None else 'it'} does not tell which tokens are kept, the other does"
+    counts, sizes = index.lengths, index.whole_lengths
+    found = kept.dtype, tuple(kept.shape), row.tensors["cu_seqlens"].diff().tolist()
+    if found != (torch.int32, (int(counts.sum()),), counts.tolist()) or len(counts) != len(sizes) or counts.min(initial=1) < 1:
+        return f"its kept tokens are {found[0]} {list(found[1])} in segments of {found[2]}, its index says {counts.tolist()}"
+    numbers = kept.numpy()
+    # Numbered through all whole clips, they ascend over the whole row.
+    places = numbers + np.repeat(np.cumsum(sizes) - sizes, counts)
+    wrong = (numbers < 0) | (numbers >= np.repeat(sizes, counts))
+    wrong[1:] |= places[1:] <= places[:-1]
+    if not wrong.any():
+        return ""
+    clip = int(np.searchsorted(np.cumsum(counts), wrong.argmax(), side="right"))
+    return f"the kept tokens of clip {index.clip_ids[clip]} do not ascend within its grid"
 
 
 def _known(checked: Checked | None, entry: ShardEntry, span: Span) -> set[int]:

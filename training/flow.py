@@ -28,17 +28,37 @@ class Noised:
 
 
 def noise_batch(
-    clean: Tensor, clip_ids: Sequence[str], lengths: Sequence[int], *, seed: int, epoch: int, shift: float = 1.0
+    clean: Tensor,
+    clip_ids: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    shift: float = 1.0,
+    places: Tensor | None = None,
 ) -> Noised:
     """Move each clip of clean [S, D] to its own time: x_t = (1 - t) x_0 + t eps, with target v = eps - x_0.
 
     Rectified flow, arXiv 2209.03003, section 2.1, with the time direction of SD3 (arXiv 2403.03206, section 2).
+
+    Args:
+        clean: tokens [S, D] of the clips, one clip after the other.
+        clip_ids: whose they are.
+        lengths: tokens of each whole clip.
+        seed: of noise and times.
+        epoch: noise and times are others in each.
+        shift: of times towards noise.
+        places: which tokens of the whole clips are there, int64 [S] (`packing.tokens.kept_places`); all without it. A token
+            gets the noise that it has in its whole clip.
     """
     times = [clip_time(seed, epoch, clip_id, shift) for clip_id in clip_ids]
     t = torch.tensor(times, dtype=torch.float32)  # [s]
     noise = [clip_noise(seed, epoch, clip_id, n, clean.shape[1]) for clip_id, n in zip(clip_ids, lengths, strict=True)]
-    eps = torch.cat([clean.new_zeros(0, clean.shape[1]), *(n.to(clean.device) for n in noise)])  # [S, D]
-    at = t.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)).to(clean.device)[:, None]  # [S, 1]
+    eps = torch.cat([torch.zeros(0, clean.shape[1]), *noise])
+    at = t.repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+    if places is not None:
+        eps, at = eps[places], at[places]
+    eps, at = eps.to(clean.device), at.to(clean.device)[:, None]  # [S, D], [S, 1]
     return Noised(tokens=(1 - at) * clean + at * eps, target=eps - clean, t=t.to(clean.device))
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.tokens import positions
+from packing.tokens import kept_places, positions
 from training.attention import Segments, segment_attention
 from training.config import DiTConfig
 from training.rope import rotary_angles, rotate
@@ -45,21 +45,34 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.width, token_dim)
 
-    def forward(self, tokens: Tensor, t: Tensor, cu_seqlens: Tensor, grid: Tensor, text: Tensor, cu_text: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        cu_seqlens: Tensor,
+        grid: Tensor,
+        text: Tensor,
+        cu_text: Tensor,
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Return the velocity [S, token_dim] of noised tokens [S, token_dim].
 
         Args:
             tokens: the tokens of s clips, one clip after the other.
             t: time of each clip [s], 0 data and 1 noise.
             cu_seqlens: where the clips begin and end in `tokens`, int [s+1].
-            grid: the token grid (t, h, w) of each clip, int [s, 3].
+            grid: the token grid (t, h, w) of each whole clip, int [s, 3].
             text: caption features [M, text_width], unpadded, one caption a clip; an empty one means no condition.
             cu_text: where the captions begin and end in `text`, int [s+1].
+            kept: the number of each token in its own whole clip, int [S]; without it, no token is missing.
         """
+        where = positions(grid.cpu())  # of all tokens of whole clips
+        if kept is not None:
+            where = where[kept_places(kept.cpu(), cu_seqlens.cpu(), grid.cpu())]  # [S, 3]
         layout = Layout(
             tokens=Segments.of(cu_seqlens, tokens.device),
             keys=Segments.of(cu_text, tokens.device).prepended(),
-            angles=rotary_angles(positions(grid.cpu()).to(tokens.device), self.config.head_width),
+            angles=rotary_angles(where.to(tokens.device), self.config.head_width),
         )
         x = self.embed_tokens(tokens)  # [S, D]
         keys = self.embed_text(text, layout.keys)  # [M + s, D]

@@ -39,4 +39,5 @@ def _part(batch: Batch, first: int, last: int) -> Batch:
         text=batch.text[text],
         cu_text=batch.cu_text[first : last + 1] - text.start,
         captions=batch.captions[first:last],
+        kept=None if batch.kept is None else batch.kept[tokens],
     )

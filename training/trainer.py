@@ -24,6 +24,7 @@ from packing.loader import StepLoader
 from packing.manifest import Manifest
 from packing.mixture import is_mixture, open_loader
 from packing.store import Store
+from packing.tokens import kept_places
 from training.checkpoint import (
     Progress,
     checkpoint_folder,
@@ -194,10 +195,11 @@ def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
         seed=config.seed,
         epoch=batch.epoch,
         shift=config.timestep_shift,
+        places=None if batch.kept is None else kept_places(batch.kept, batch.cu_seqlens, batch.grid),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         text = batch.text.to(device, torch.float32)
-        velocity = run.parallel(noised.tokens, noised.t, batch.cu_seqlens, batch.grid, text, batch.cu_text)
+        velocity = run.parallel(noised.tokens, noised.t, batch.cu_seqlens, batch.grid, text, batch.cu_text, batch.kept)
     loss = loss_sum(velocity, noised.target) / step_tokens
     (loss * run.ranks.world_size).backward()  # type: ignore[no-untyped-call]  # DDP divides gradients by world_size
     return loss.detach()

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def clips_of(steps: Iterator[list[Batch]]) -> list[list[tuple[str, str]]]:
 def test_rows_are_shared_out_by_weight_whole_and_never_fewer(weights: list[float], rows: int) -> None:
     found, more = shared_out(rows, weights), shared_out(rows + 1, weights)
     assert sum(found) == rows
-    assert all(abs(got - rows * weight / sum(weights)) <= 1 for got, weight in zip(found, weights, strict=True))
+    due = [rows * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    assert all(abs(got - share) <= 1 for got, share in zip(found, due, strict=True))
     assert sum(more) == rows + 1
 
 

@@ -13,6 +13,7 @@ from packing.manifest import open_manifest
 from packing.pieces import clip_id_of
 from packing.rows import read_index, read_row
 from packing.store import Store
+from packing.tokens import kept_count
 from pipeline.config import PackConfig, RunConfig
 from pipeline.ingest import IngestReport
 from pipeline.job import open_job, save_job
@@ -79,6 +80,24 @@ def test_later_options_leave_the_identity_of_old_corpora_alone() -> None:
     assert PackConfig(kind="images").identity()["kind"] == "images"
 
 
+def test_what_is_kept_of_a_clip_decides_whether_it_fits_a_row(encoded: Encoded) -> None:
+    assert unpackable(encoded(4), PackConfig(length=48)) is not None
+    assert unpackable(encoded(4), PackConfig(length=48, drop=0.5)) is None
+    (segment,) = segments_of("c", encoded(4), PackConfig(length=48, drop=0.5))
+    assert (segment.first, segment.last, segment.tokens) == (0, 4, 48)
+
+
+def test_pieces_of_which_tokens_are_dropped_fill_rows_with_what_is_kept(encoded: Encoded) -> None:
+    segments = segments_of("c", encoded(7), PackConfig(length=50, drop=0.5))
+    assert [(segment.first, segment.last, segment.tokens) for segment in segments] == [(0, 3, 36), (3, 7, 48)]
+
+
+@pytest.mark.parametrize("drop", [1.0, -0.1])
+def test_a_share_to_drop_that_leaves_nothing_is_refused(drop: float) -> None:
+    with pytest.raises(ValueError, match=r"pack\.drop is 0 to below 1"):
+        PackConfig(drop=drop)
+
+
 def test_bounds_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pack\.max_pixels"):
         PackConfig(min_pixels=10, max_pixels=9)
@@ -125,6 +144,26 @@ def test_images_and_videos_can_be_packed_apart(run_copy: Path) -> None:
     videos = repack(run_copy, "pack.kind=videos")["clips"]["packed"]
     assert images > 0
     assert images + videos == all_packed
+
+
+@pytest.mark.integration
+def test_dropping_tokens_fits_more_clips_and_says_so_in_each(run_copy: Path) -> None:
+    whole, before = open_manifest(str(run_copy))[0], repack(run_copy)["clips"]
+    packed = repack(run_copy, "pack.drop=0.5")["clips"]["packed"]
+    assert packed == before["packed"] + before["rejected"]["pack.length"]
+    manifest, base = open_manifest(str(run_copy))
+    assert manifest.clips == packed
+    for entry in manifest.shards:
+        for index in read_index(Store(base), entry):
+            row = read_row(Store(base), entry, index)
+            assert {segment["drop"] for segment in row.segments} == {0.5}
+            for clip_id, size, length in zip(index.clip_ids, index.whole_lengths, index.lengths, strict=True):
+                assert length == kept_count(int(size), 0.5), clip_id
+    told = json.loads(run_command("pack", run_copy, "pack.drop=0.5", "--report", "--json").stdout)
+    assert (told["tokens"], sum(told["tokens_by_grid"].values())) == (manifest.tokens, manifest.tokens)
+    assert run_command("lint", run_copy).exit_code == 0
+    repack(run_copy, "pack.drop=0.0")
+    assert open_manifest(str(run_copy))[0] == whole
 
 
 @pytest.mark.integration

@@ -19,7 +19,7 @@ TEXT_ENCODER = TextEncoderFacts(
     model="none", subfolder="", tokenizer="", weights="", backend="", width=TEXT_WIDTH, max_tokens=8
 )
 
-Corpus = Callable[[int], str]
+Corpus = Callable[..., str]
 Job = Callable[..., TrainJob]
 
 
@@ -35,10 +35,10 @@ def made_up_clip(number: int) -> PackedClip:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Writes a packed folder of so many clips two in a row, and returns its path."""
+    """Writes a packed folder of so many clips two in a row, a share of their tokens dropped, and returns its path."""
 
-    def write(count: int) -> str:
-        folder = tmp_path_factory.getbasetemp() / f"corpus-{count}"
+    def write(count: int, drop: float = 0.0) -> str:
+        folder = tmp_path_factory.getbasetemp() / f"corpus-{count}-{drop}"
         packing.write_shards(
             [np.arange(first, first + 2) for first in range(0, count, 2)],
             [made_up_clip(number) for number in range(count)],
@@ -48,6 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             patch=PATCH,
             sequence_length=36,
             fps=8.0,
+            drop=drop,
         )
         return str(folder)
 

@@ -31,6 +31,15 @@ def test_noised_tokens_lie_on_the_line_from_data_to_noise() -> None:
     torch.testing.assert_close(batch.tokens - t * batch.target, clean)
 
 
+def test_a_kept_token_gets_the_noise_and_time_of_its_whole_clip() -> None:
+    clean, places = torch.randn(9, 5), torch.tensor([1, 3, 5, 6, 8])
+    whole = noise_batch(clean, IDS, LENGTHS, seed=3, epoch=0)
+    kept = noise_batch(clean[places], IDS, LENGTHS, seed=3, epoch=0, places=places)
+    assert torch.equal(kept.tokens, whole.tokens[places])
+    assert torch.equal(kept.target, whole.target[places])
+    assert torch.equal(kept.t, whole.t)
+
+
 def test_no_clips_give_an_empty_batch() -> None:
     empty = noised((), ())
     assert (empty.tokens.shape, empty.t.shape) == ((0, 5), (0,))

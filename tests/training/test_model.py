@@ -70,6 +70,36 @@ def test_blocks_of_a_new_model_are_the_identity() -> None:
     assert all(torch.equal(captured[0], x) for x in captured[1:])
 
 
+def run_kept(model: DiT, batch: Packed, kept: list[list[int]]) -> Tensor:
+    """What the model says of these tokens of each clip, the others dropped."""
+    places = torch.cat([torch.tensor(numbers) + start for numbers, start in zip(kept, batch.cu_seqlens, strict=False)])
+    cu_seqlens = torch.tensor([0, *accumulate(map(len, kept))], dtype=torch.int32)
+    numbers = torch.tensor([number for numbers in kept for number in numbers], dtype=torch.int32)
+    out: Tensor = model(batch.tokens[places], batch.t, cu_seqlens, batch.grid, batch.text, batch.cu_text, numbers)
+    return out
+
+
+def test_keeping_all_tokens_is_as_dropping_none(batch: Packed, model: DiT) -> None:
+    kept = [list(range(length)) for length in batch.cu_seqlens.diff().tolist()]
+    assert torch.equal(run_kept(model, batch, kept), batch.run(model))
+
+
+def test_kept_tokens_turn_by_the_angles_of_their_whole_clip(batch: Packed, model: DiT) -> None:
+    angles: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: angles.append(args[3].angles))
+    batch.run(model)
+    run_kept(model, batch, [[0, 5, 7, 11], [3], [0, 1], [2, 4, 5]])
+    assert torch.equal(angles[1], angles[0][[0, 5, 7, 11, 15, 16, 17, 22, 24, 25]])
+
+
+def test_clips_of_which_tokens_are_dropped_come_out_packed_as_alone(batch: Packed, model: DiT) -> None:
+    kept = [[0, 5, 7, 11], [3], [0, 1], [2, 4, 5]]
+    together = run_kept(model, batch, kept)
+    for number, (first, last) in enumerate([(0, 4), (4, 5), (5, 7), (7, 10)]):
+        alone = run_kept(model, batch.clip(number), [kept[number]])
+        torch.testing.assert_close(together[first:last], alone, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_each_clip_comes_out_packed_as_it_does_alone(batch: Packed, model: DiT, number: int) -> None:
     start, end = batch.cu_seqlens[number : number + 2].tolist()

@@ -1,5 +1,6 @@
 """A step is cut between clips, and the cut loses nothing."""
 
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -47,6 +48,13 @@ def test_every_pass_counts_its_tokens_and_its_text_from_zero() -> None:
     for part in split_batch(batch_of(3, 4, 5, 6), 8):
         assert part.cu_seqlens[[0, -1]].tolist() == [0, len(part.latents)]
         assert part.cu_text[[0, -1]].tolist() == [0, len(part.text)]
+
+
+def test_every_pass_keeps_the_numbers_of_its_tokens() -> None:
+    kept = torch.tensor([1, 4, 5, 0, 1, 2, 7, 2, 3, 4, 5, 9], dtype=torch.int32)
+    parts = split_batch(replace(batch_of(3, 4, 5), kept=kept), 8)
+    assert [part.kept.tolist() for part in parts if part.kept is not None] == [[1, 4, 5, 0, 1, 2, 7], [2, 3, 4, 5, 9]]
+    assert all(part.kept is None for part in split_batch(batch_of(3, 4, 5), 8))
 
 
 def test_a_batch_without_clips_is_one_pass() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from packing import positions
+from packing import kept_places, positions
 from training.rope import rotary_angles, rotate
 
 
@@ -20,6 +20,13 @@ def test_a_score_depends_on_the_distance_of_two_tokens_and_not_on_where_they_sta
         return (turned[0] * turned[1]).sum()
 
     torch.testing.assert_close(score((0, 1, 2), (3, 0, 4)), score((5, 6, 7), (8, 5, 9)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_kept_token_turns_by_the_angles_that_it_has_in_its_whole_clip() -> None:
+    grid, kept = torch.tensor([[2, 2, 3], [1, 2, 2]]), torch.tensor([1, 6, 11, 0, 3], dtype=torch.int32)
+    angles = rotary_angles(positions(grid)[kept_places(kept, torch.tensor([0, 3, 5]), grid)], 16)
+    whole = [rotary_angles(positions(sides[None]), 16) for sides in grid]
+    assert torch.equal(angles, torch.cat([whole[0][[1, 6, 11]], whole[1][[0, 3]]]))
 
 
 def test_every_axis_turns_some_pairs() -> None:

@@ -84,6 +84,22 @@ def test_passes_of_any_size_give_the_loss_of_the_whole_step(corpus, job, tmp_pat
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+def test_a_corpus_with_dropped_tokens_is_learned_and_every_kept_token_counted(corpus, job) -> None:
+    settings, shards = job(steps=60, global_batch=4, lr=3e-3, caption_drop=0.0), corpus(8, 0.5)
+    curve = losses(settings, shards)
+    assert sum(curve[-10:]) < 0.7 * sum(curve[:10])
+    lines = [json.loads(line) for line in Path(settings.train.out, "metrics.jsonl").read_text().splitlines()]
+    kept = packing.open_manifest(shards)[0].tokens
+    assert {line["tokens"] for line in lines} == {kept}
+    assert kept == sum(packing.kept_count(tokens, 0.5) for tokens in (8, 18, 6, 18, 8, 4, 18, 16))
+
+
+def test_passes_of_dropped_tokens_give_the_loss_of_the_whole_step(corpus, job, tmp_path) -> None:
+    whole = losses(job(out=str(tmp_path / "whole")), corpus(20, 0.5))
+    parts = losses(job(out=str(tmp_path / "parts"), max_pass_tokens=4), corpus(20, 0.5))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
 def test_half_precision_stays_near_full_precision(corpus, job, tmp_path) -> None:
     full = losses(job(out=str(tmp_path / "full")), corpus(20))
     assert losses(job(out=str(tmp_path / "half"), precision="bf16"), corpus(20)) == pytest.approx(full, rel=0.05)
