@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from packing.statistics import corpus_statistics
     from packing.store import Store
     from packing.text import TextEncoder, load_text_encoder
-    from packing.tokens import clip_generator, kept_count, kept_places, kept_tokens, patchify, positions, unpatchify
+    from packing.tokens import (
+        clip_generator,
+        fractional_positions,
+        kept_count,
+        kept_places,
+        kept_tokens,
+        patchify,
+        positions,
+        unpatchify,
+    )
 
 _HOME = {
     "batches": ["Batch"],
@@ -52,7 +61,16 @@ _HOME = {
     "statistics": ["corpus_statistics"],
     "store": ["Store"],
     "text": ["TextEncoder", "load_text_encoder"],
-    "tokens": ["clip_generator", "kept_count", "kept_places", "kept_tokens", "patchify", "positions", "unpatchify"],
+    "tokens": [
+        "clip_generator",
+        "fractional_positions",
+        "kept_count",
+        "kept_places",
+        "kept_tokens",
+        "patchify",
+        "positions",
+        "unpatchify",
+    ],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -81,6 +99,7 @@ __all__ = [
     "drop_tokens",
     "fit_cost",
     "fit_frame",
+    "fractional_positions",
     "kept_count",
     "kept_places",
     "kept_tokens",

@@ -38,6 +38,16 @@ def positions(grid: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.int64)
 
 
+def fractional_positions(grid: Tensor) -> Tensor:
+    """Return where every token stands as shares of its own clip's extents, float32 [n, 3], 0 to below 1 along t, h and w.
+
+    NaViT's factorised embeddings take these one axis at a time, so that one embedding serves every resolution and aspect ratio
+    (arXiv 2307.06304 §2.1). Tokens of a row that drops some are those at `kept_places`.
+    """
+    extents = grid.to(torch.int64).repeat_interleave(grid.to(torch.int64).prod(dim=1), dim=0)  # [n, 3]
+    return positions(grid).float() / extents
+
+
 def kept_count(tokens: int, drop: float) -> int:
     """Return how many of the tokens of a clip are kept when a share of them is dropped: at least one.
 

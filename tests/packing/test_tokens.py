@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packing.geometry import token_grid
-from packing.tokens import clip_generator, patchify, positions, unpatchify
+from packing.tokens import clip_generator, fractional_positions, patchify, positions, unpatchify
 
 Triple = tuple[int, int, int]
 
@@ -90,3 +90,16 @@ def test_keys_do_not_run_into_each_other() -> None:
 def test_the_draws_of_a_key_never_change() -> None:
     # A checkpoint of today resumes tomorrow: another generator or another key would silently change its order.
     assert clip_generator(0, 0, "0" * 32, "noise").integers(1000, size=5).tolist() == [695, 408, 556, 195, 596]
+
+
+def test_fractional_positions_are_shares_of_each_clips_own_extents() -> None:
+    found = fractional_positions(torch.tensor([[2, 1, 4], [1, 2, 1]], dtype=torch.int32))
+    t, w = [0.0, 0.5], [0.0, 0.25, 0.5, 0.75]
+    expected = [[a, 0.0, b] for a in t for b in w] + [[0.0, 0.0, 0.0], [0.0, 0.5, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert fractional_positions(torch.zeros(0, 3, dtype=torch.int32)).shape == (0, 3)
+
+
+def test_a_clip_of_twice_the_size_has_the_same_positions_at_every_second_token() -> None:
+    small, large = (fractional_positions(torch.tensor([[3 * k, 2 * k, 4 * k]])).reshape(3 * k, 2 * k, 4 * k, 3) for k in (1, 2))
+    torch.testing.assert_close(large[::2, ::2, ::2], small)
