@@ -30,6 +30,7 @@ MULTIPLE = (16, 16)  # codec stride 8 × patch 2
 ASPECTS = (16 / 9, 9 / 16, 4 / 3, 3 / 4, 1.0, 21 / 9)
 NATURAL_LINES = 128  # natural videos are kept at this height or width, the smaller, so that they can be cropped in many ways
 HELD_OUT = 0.25  # share of families of natural videos that are never trained on, chosen by hash
+TRAINED_ON = "trained_on.txt"  # beside the weights: the natural videos that they have seen, a name a line
 _SYNTHETIC = ("testsrc", "sine_", "unordered", "dash", "no_duration", "transparent")  # test patterns and blank pictures
 _SAME_FILM = ("bunny", "bbb", "chroma", "luma")  # one film in several folders
 _ENCODERS: dict[str, dict[str, str]] = {

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.schedule import cosine, load_optimizer_tensors, optimizer_tensors
+from training.checkpoint import optimizer_tensors, restore_optimizers
 from training.muon import make_optimizers, set_rate
 
 STATE = "state.safetensors"
@@ -84,6 +84,13 @@ def follow(course: Course, model: nn.Module, loss_of: Callable[[], Tensor], repo
     return steps
 
 
+def cosine(progress: float, warmup: float = 0.01) -> float:
+    """Return the share of the learning rate at a progress 0 to 1: a short linear rise, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
 def _progress(course: Course, used_s: float, steps: int) -> float:
     return used_s / course.cpu_s if course.steps is None else steps / course.steps
 
@@ -106,7 +113,7 @@ def resume(file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
         tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118  # no mapping
     load_model(file, model)
     parts = {name.removeprefix("optimizer."): tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
-    load_optimizer_tensors(model, optimizers, parts)
+    restore_optimizers(model, optimizers, parts)
     return float(facts["cpu_s"]), int(facts["steps"])
 
 

@@ -1,10 +1,11 @@
 """How the codec does on natural video: clips cut, read and encoded as the run's config says, from a folder of real files."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from demo.codec_clips import is_held_out
+from demo.codec_clips import TRAINED_ON
 from demo.figures import psnr_db
 from packing.codec import load_codec
 from pipeline.config import InputConfig, RunConfig
@@ -19,7 +20,8 @@ MOST_FILES = 16
 def score_natural(config: RunConfig, folder: str) -> float | None:
     """Return the mean PSNR in dB of decode(encode(x)) over the first clip of each of some files, evenly chosen by name.
 
-    Files that the bundled codec was trained on, and files that hold no video, are passed over; None when no file gives a clip.
+    Files that the codec was trained on, by their names, and files that hold no video are passed over; None when no file gives
+    a clip.
 
     Raises:
         InputError: there are no files at `folder`.
@@ -37,8 +39,15 @@ def score_natural(config: RunConfig, folder: str) -> float | None:
     return round(float(np.mean(found)), 2) if found else None
 
 
+def trained_on(model: str) -> tuple[str, ...]:
+    """Return the endings of the paths of the natural videos that a codec was trained on, as the list beside its weights says."""
+    listed = Path(model) / TRAINED_ON
+    return tuple(f"/{name}" for name in listed.read_text().splitlines()) if listed.is_file() else ()
+
+
 def _items(config: RunConfig, folder: str) -> Iterator[ClipToEncode]:
-    sources = [s for s in find_sources(InputConfig(uri=folder)) if is_held_out("/".join(s.uri.split("/")[-2:]))]
+    seen = trained_on(config.encode.model)
+    sources = [s for s in find_sources(InputConfig(uri=folder)) if not s.uri.endswith(seen)]
     chosen = [sources[i] for i in np.unique(np.linspace(0, len(sources) - 1, MOST_FILES).astype(int))] if sources else []
     split = Split.from_config(config)
     for source, outcome in zip(chosen, split.process(chosen), strict=True):

@@ -29,12 +29,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.codec_clips import NaturalFile, family, natural_clip, natural_crop, natural_files, sizes, world_clip
+from demo.codec_clips import TRAINED_ON, NaturalFile, family, natural_clip, natural_crop, natural_files, sizes, world_clip
 from demo.codec_form import CONFIG, as_video, encode, new_codec, reconstruct
+from demo.course import cosine
 from demo.figures import psnr_db
 from demo.scenes import Pictures
-from demo.schedule import cosine, load_optimizer_tensors, optimizer_tensors
 from packing.codec import load_codec
+from training.checkpoint import optimizer_tensors, restore_optimizers
 from training.muon import make_optimizers, set_rate
 
 MUON_LR, ADAM_LR = 1e-2, 2e-3
@@ -134,7 +135,8 @@ class Trainer:
         tensors = load_file(file)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.average})
         self.average = {name: tensors[f"average.{name}"] for name in self.average}
-        load_optimizer_tensors(self.model, self.optimizers, tensors)
+        moments = {name: tensor for name, tensor in tensors.items() if ":" in name}
+        restore_optimizers(self.model, self.optimizers, moments)
         with safe_open(file, "pt") as opened:
             facts = opened.metadata()
         self.progress = Progress(share=float(facts["share"]), steps=int(facts["steps"]), cpu_s=float(facts["cpu_s"]))
@@ -350,6 +352,7 @@ def main(folder: Path, natural: Path | None, until: str, work: Path, resume: boo
     train(trainer, batches, _wall_share(_next(until), trainer.progress.share), keeper.after_step)
     trainer.save(work / "checkpoint.safetensors")
     keeper.export(folder)
+    (folder / TRAINED_ON).write_text("".join(f"{file.name}\n" for file in train_files))
     (folder / "training.md").write_text(_report(folder, trainer.progress, [file.name for file in train_files], held, work))
 
 

@@ -74,7 +74,7 @@ def save_checkpoint(
     (partial / "state.json").write_text(progress.to_json())
     _save(model.state_dict(), partial / "model.safetensors")
     _save(ema, partial / "ema.safetensors")
-    _save(_optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
+    _save(optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
     for path in (*partial.iterdir(), partial):
         _sync(path)
     partial.rename(folder)
@@ -137,15 +137,40 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
     Raises:
         ModelError: the checkpoint was trained by other optimizers.
     """
+    try:
+        restore_optimizers(model, optimizers, _load(folder / "optimizer.safetensors"))
+    except ValueError as error:
+        raise ModelError(f"{folder} was trained with another train.optimizer: choose another train.out") from error
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return the state of the optimizers of a model as tensors named `<moment>:<weight>`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{moment}:{names[parameter]}": tensor
+        for optimizer in optimizers
+        for parameter, moments in optimizer.state.items()
+        for moment, tensor in moments.items()
+    }
+
+
+def restore_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give optimizers the state that `optimizer_tensors` returned; learning rate and decay stay as they have them.
+
+    Raises:
+        ValueError: the state is that of other optimizers.
+    """
     state: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _load(folder / "optimizer.safetensors").items():
+    for key, tensor in tensors.items():
         moment, name = key.split(":", maxsplit=1)
         state.setdefault(name, {})[moment] = tensor
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
         if any(("momentum" in state[name]) != isinstance(optimizer, Muon) for name in ordered if name in state):
-            raise ModelError(f"{folder} was trained with another train.optimizer: choose another train.out")
+            raise ValueError("this state is of other optimizers")
         numbered = {i: state[name] for i, name in enumerate(ordered) if name in state}
         optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -156,16 +181,6 @@ def load_dit(folder: Path, progress: Progress) -> DiT:
     model = DiT(progress.job.model, token_dim=manifest.token_dim, text_width=manifest.text_encoder.width)
     load_weights(folder, model, "ema")
     return model.eval()
-
-
-def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{moment}:{names[parameter]}": tensor
-        for optimizer in optimizers
-        for parameter, moments in optimizer.state.items()
-        for moment, tensor in moments.items()
-    }
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
