@@ -1,7 +1,8 @@
 # make demo   set everything up and run the whole path on generated videos
 # make test   set everything up and pass the tests
 # make lint   ruff, mypy strict, import rules
-# make models train the bundled models again: about two CPU-hours; VIDEOS=FOLDER of natural videos for the codec, UNTIL=HH:MM
+# make models train the bundled models again, which took about 1.5 CPU-hours; VIDEOS=FOLDER of natural videos for the codec,
+#             whose training ends at UNTIL=HH:MM
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,11 +29,12 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 models: $(INSTALLED)
-	$(BIN)/python -m demo.train_codec demo/weights/codec --work runs/codec --until $(UNTIL) $(if $(VIDEOS),--natural $(VIDEOS))
-	$(BIN)/python -m demo.tower runs/tower --cpu-s 720
-	$(BIN)/python -m demo.train_clip train runs/tower demo/weights/clip --text-s 60 --cpu-s 150
-	$(BIN)/python -m demo.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 950
-	$(BIN)/python -m demo.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 1450 \
+	$(BIN)/python -m demo.learning.train_codec demo/weights/codec --work runs/codec \
+		--until $(UNTIL) $(if $(VIDEOS),--natural $(VIDEOS))
+	$(BIN)/python -m demo.learning.tower runs/tower --cpu-s 720
+	$(BIN)/python -m demo.learning.train_clip train runs/tower demo/weights/clip --text-s 60 --cpu-s 150
+	$(BIN)/python -m demo.learning.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 950
+	$(BIN)/python -m demo.learning.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 1450 \
 		--codec demo/weights/codec
 
 $(MODELS): $(INSTALLED)

@@ -1,11 +1,10 @@
 """How the codec does on natural video: clips cut, read and encoded as the run's config says, from a folder of real files."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from demo.codec_clips import TRAINED_ON
 from demo.figures import psnr_db
 from packing.codec import load_codec
 from pipeline.config import InputConfig, RunConfig
@@ -15,13 +14,15 @@ from pipeline.stages.encode import ClipToEncode, Encode
 from pipeline.stages.split import Split
 
 MOST_FILES = 16
+TRAINED_ON = "trained_on.txt"  # beside a codec's weights: the natural videos that they have seen, a name a line
+TEST_PATTERNS = ("testsrc", "sine_", "unordered", "with-dash", "no_duration", "transparent")  # parts of files' names
 
 
 def score_natural(config: RunConfig, folder: str) -> float | None:
     """Return the mean PSNR in dB of decode(encode(x)) over the first clip of each of some files, evenly chosen by name.
 
-    Files that the codec was trained on, by their names, and files that hold no video are passed over; None when no file gives
-    a clip.
+    Passed over are files that the codec was trained on and test patterns, both by their names, and files that hold no video;
+    None when no file gives a clip.
 
     Raises:
         InputError: there are no files at `folder`.
@@ -40,14 +41,20 @@ def score_natural(config: RunConfig, folder: str) -> float | None:
 
 
 def trained_on(model: str) -> tuple[str, ...]:
-    """Return the endings of the paths of the natural videos that a codec was trained on, as the list beside its weights says."""
+    """Return endings of the paths of the natural videos that a codec was trained on, as the list beside its weights says."""
     listed = Path(model) / TRAINED_ON
     return tuple(f"/{name}" for name in listed.read_text().splitlines()) if listed.is_file() else ()
 
 
+def is_test_pattern(name: str) -> bool:
+    """Tell by a file's name, path or URI whether it is one of the usual test files that show a pattern or nothing."""
+    return any(part in PurePosixPath(name).name for part in TEST_PATTERNS)
+
+
 def _items(config: RunConfig, folder: str) -> Iterator[ClipToEncode]:
     seen = trained_on(config.encode.model)
-    sources = [s for s in find_sources(InputConfig(uri=folder)) if not s.uri.endswith(seen)]
+    found = find_sources(InputConfig(uri=folder))
+    sources = [s for s in found if not (s.uri.endswith(seen) or is_test_pattern(s.uri))]
     chosen = [sources[i] for i in np.unique(np.linspace(0, len(sources) - 1, MOST_FILES).astype(int))] if sources else []
     split = Split.from_config(config)
     for source, outcome in zip(chosen, split.process(chosen), strict=True):

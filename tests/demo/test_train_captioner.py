@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from demo.course import Course, follow
-from demo.examples import Wear, examples
+from demo.learning.course import Course, follow
+from demo.learning.examples import Wear, examples
+from demo.learning.tower import hidden_states, normalised
+from demo.learning.train_captioner import ANSWERS, DENSE, SHORT, Learner, evaluate, export, loss_of, shown
 from demo.scenes import Scene, dense_caption, short_caption
-from demo.tower import hidden_states, normalised
-from demo.train_captioner import ANSWERS, DENSE, SHORT, Learner, evaluate, export, loss_of, shown
 from recaption import load_captioner
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from demo.course import Course, follow
-from demo.examples import ATTRIBUTES, Reservoir, Wear, classes, examples, title, wholly_wrong, with_wrong
+from demo.learning.course import Course, follow
+from demo.learning.examples import ATTRIBUTES, Reservoir, Wear, classes, examples, title, wholly_wrong, with_wrong
+from demo.learning.tower import SIDE_PX, Tower, hidden_states, normalised
+from demo.learning.tower import loss_of as tower_loss
+from demo.learning.train_clip import CONTEXT, PROBES, Learner, _fits, _said, evaluate, export, loss_of, start_from, text_probe
 from demo.scenes import dense_caption, short_caption
-from demo.tower import SIDE_PX, Tower, hidden_states, normalised
-from demo.tower import loss_of as tower_loss
-from demo.train_clip import CONTEXT, PROBES, Learner, _fits, _said, evaluate, export, loss_of, start_from, text_probe
 from packing.clip import LOCAL, load_clip
 
 WORN = Wear(overlay=0.3, mark=0.3, small=0.2, damage=0.5)

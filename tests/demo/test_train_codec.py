@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from demo.codec_clips import MAX_PIXELS, family, is_held_out, natural_crop, natural_files, sizes, world_clip
-from demo.codec_form import as_video, decode, encode, new_codec
+from demo.learning.codec_clips import MAX_PIXELS, family, is_held_out, natural_crop, natural_files, sizes, world_clip
+from demo.learning.codec_form import as_video, decode, encode, new_codec
+from demo.learning.train_codec import Batches, Stage, Trainer, export, train
 from demo.scenes import Pictures
-from demo.train_codec import Batches, Stage, Trainer, export, train
 from packing.codec import load_codec
 from tests.videos import write_video
 

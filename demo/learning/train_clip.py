@@ -1,12 +1,12 @@
 """Trains the demo's tiny open_clip model on the drawn world, and says how good it is.
 
-It starts from the picture tower of `demo.tower`, because contrast alone does not find shapes at this size. A title is right
+It starts from the picture tower of `tower.py`, because contrast alone does not find shapes at this size. A title is right
 when shape, colour and background are: single frames do not show motion, so a second loss keeps motion, speed and size
 readable in the text tower's states, which condition the DiT. Cost: some minutes of one core.
 
-    python -m demo.tower runs/tower
-    python -m demo.train_clip train runs/tower demo/weights/clip
-    python -m demo.train_clip evaluate demo/weights/clip --seed 7
+    python -m demo.learning.tower runs/tower
+    python -m demo.learning.train_clip train runs/tower demo/weights/clip
+    python -m demo.learning.train_clip evaluate demo/weights/clip --seed 7
 
 Legend: B frames of a batch, J texts, D joint width, m text tokens, E width of the text tower.
 """
@@ -27,13 +27,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from demo.course import Course, follow
-from demo.examples import ATTRIBUTES, Example, Frames, Reservoir, Wear, classes, examples, title, wholly_wrong, with_wrong
 from demo.figures import auc
-from demo.reconstruct import reconstructions
+from demo.learning.course import Course, follow
+from demo.learning.examples import (
+    ATTRIBUTES,
+    Example,
+    Frames,
+    Reservoir,
+    Wear,
+    classes,
+    examples,
+    title,
+    wholly_wrong,
+    with_wrong,
+)
+from demo.learning.reconstruct import reconstructions
+from demo.learning.tower import SEEN, normalised, trained_vision
 from demo.scenes import Scene, dense_caption, draw_scene, short_caption
 from demo.tiny_models import CLIP_CONFIG, CORPUS, clip_config, clip_tokenizer, save_clip
-from demo.tower import SEEN, normalised, trained_vision
 from packing.clip import LOCAL, Clip, load_clip
 from pipeline.stages.score import probe_score
 
@@ -244,36 +255,28 @@ def train(
     cpu_s: float,
     state: Path,
     text_s: float = 60.0,
-    start: Path | None = None,
-    codec: Path | None = None,
     seed: int = 0,
     stock: int = 1000,
 ) -> None:
     """Train for so many CPU seconds, and export an open_clip folder again and again.
 
     Args:
-        tower: folder of a run of `demo.tower`; None starts from random weights.
+        tower: folder of a run of `demo.learning.tower`; None starts from random weights.
         folder: where the model goes, replaced in one rename, at every line of the log.
         cpu_s: CPU seconds.
         state: folder of the checkpoints; a run that was cut off goes on from it.
         text_s: CPU seconds before that, in which only the text tower learns.
-        start: an exported folder to start from instead of a tower.
-        codec: a video autoencoder; a fifth of the frames are then its reconstructions.
         seed: of weights and clips.
         stock: clips in stock.
     """
     torch.manual_seed(seed)
     learner = Learner()
-    if start is not None:
-        learner.clip = open_clip.create_model(LOCAL + str(start.resolve())).train()
-    elif tower is not None:
+    if tower is not None:
         start_from(learner.clip, trained_vision(tower))
     random = np.random.Generator(np.random.Philox(seed + 1))
-    again = list(reconstructions(codec, seed=seed, count=600, defects=True)) if codec else []
-    reservoir = Reservoir(random, WEAR, size=stock, fresh=6, extra=(again, 0.2))
+    reservoir = Reservoir(random, WEAR, size=stock, fresh=6)
     report = partial(_progress, learner, list(examples(1_000_003, 100, Wear(overlay=0.2, mark=0.2))), folder)
-    phases = (("text", text_s, 2e-2), ("whole", cpu_s, 1e-2)) if start is None else (("whole", cpu_s, 5e-3),)
-    for name, seconds, rate in phases:
+    for name, seconds, rate in (("text", text_s, 2e-2), ("whole", cpu_s, 1e-2)):
         learner.freeze(name == "text")
         course = Course(folder=state / name, cpu_s=seconds, muon_lr=rate, adam_names=("positional_embedding",))
         follow(course, learner, lambda: loss_of(learner, reservoir.batch(128), random), report)
@@ -419,13 +422,9 @@ def main() -> None:
 @click.option("--cpu-s", default=420.0, show_default=True, help="CPU seconds to train for.")
 @click.option("--text-s", default=60.0, show_default=True, help="CPU seconds for the text tower alone, before.")
 @click.option("--state", type=click.Path(path_type=Path), default=Path("runs/clip"), show_default=True, help="Checkpoints.")
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Exported folder to start from.")
-@click.option("--codec", type=click.Path(exists=True, path_type=Path), help="Autoencoder whose reconstructions are shown too.")
-def train_command(
-    tower: Path, folder: Path, cpu_s: float, text_s: float, state: Path, start: Path | None, codec: Path | None
-) -> None:
+def train_command(tower: Path, folder: Path, cpu_s: float, text_s: float, state: Path) -> None:
     """Train on the tower in TOWER, and write the model into FOLDER."""
-    train(tower, folder, cpu_s=cpu_s, state=state, text_s=text_s, start=start, codec=codec)
+    train(tower, folder, cpu_s=cpu_s, state=state, text_s=text_s)
 
 
 @main.command("evaluate")

@@ -290,20 +290,10 @@ class Reservoir:
         wear: how the clips are worn.
         size: clips in stock, 100 KB each.
         fresh: clips drawn anew for every batch.
-        extra: clips that are never drawn again, such as reconstructions, and the share of a batch that comes from them.
     """
 
-    def __init__(
-        self,
-        random: np.random.Generator,
-        wear: Wear,
-        *,
-        size: int,
-        fresh: int,
-        extra: tuple[Sequence[Example], float] = ((), 0.0),
-    ) -> None:
+    def __init__(self, random: np.random.Generator, wear: Wear, *, size: int, fresh: int) -> None:
         self._random, self._wear, self._fresh, self._oldest = random, wear, fresh, 0
-        self._extra, self._extra_share = extra
         self._stock = [draw_example(random, wear) for _ in range(size)]
 
     def batch(self, size: int) -> Frames:
@@ -311,9 +301,7 @@ class Reservoir:
         for _ in range(self._fresh):
             self._stock[self._oldest] = draw_example(self._random, self._wear)
             self._oldest = (self._oldest + 1) % len(self._stock)
-        from_extra = round(size * self._extra_share) if self._extra else 0
-        chosen = [self._stock[n] for n in self._random.integers(len(self._stock), size=size - from_extra)]
-        chosen += [self._extra[n] for n in self._random.integers(max(1, len(self._extra)), size=from_extra)]
+        chosen = [self._stock[n] for n in self._random.integers(len(self._stock), size=size)]
         return stacked(chosen, self._random.random(size))
 
 

@@ -20,8 +20,8 @@ from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from demo.course import Course, follow, load_model, spread
-from demo.examples import ATTRIBUTES, SIDE_PX, Frames, Reservoir, Wear, examples, stacked
+from demo.learning.course import Course, follow, load_model, spread
+from demo.learning.examples import ATTRIBUTES, SIDE_PX, Frames, Reservoir, Wear, examples, stacked
 
 PATCHES = 8  # along each side
 WIDTH = 96
@@ -152,19 +152,17 @@ def trained_vision(folder: Path) -> SiglipVisionModel:
     return tower.vision.eval()
 
 
-def train(folder: Path, *, cpu_s: float, seed: int = 0, start: Path | None = None, stock: int = 3000) -> Tower:
-    """Train a tower for so many CPU seconds, from scratch or from another run's folder; the state is left in `folder`."""
+def train(folder: Path, *, cpu_s: float, seed: int = 0, stock: int = 3000) -> Tower:
+    """Train a tower for so many CPU seconds; the state is left in `folder`."""
     torch.manual_seed(seed)
     tower = Tower()
-    if start is not None:
-        load_model(start / "state.safetensors", tower)
     reservoir = Reservoir(np.random.Generator(np.random.Philox(seed)), WEAR, size=stock, fresh=6)
     test = stacked(list(examples(TEST_SEED, 400, WEAR)), np.arange(400) % 8 / 8)
 
     def report() -> str:
         return " ".join(f"{name} {value:.3f}" for name, value in accuracy(tower, test).items())
 
-    course = Course(folder=folder, cpu_s=cpu_s, muon_lr=2e-2 if start is None else 1e-2)
+    course = Course(folder=folder, cpu_s=cpu_s, muon_lr=2e-2)
     follow(course, tower, lambda: loss_of(tower, reservoir.batch(128)), report)
     return tower
 
@@ -173,11 +171,10 @@ def train(folder: Path, *, cpu_s: float, seed: int = 0, start: Path | None = Non
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--cpu-s", default=600.0, show_default=True, help="CPU seconds to train for.")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and clips.")
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a run to start from.")
-def main(folder: Path, cpu_s: float, seed: int, start: Path | None) -> None:
+def main(folder: Path, cpu_s: float, seed: int) -> None:
     """Train the picture tower, and leave it in FOLDER."""
     torch.set_num_threads(1)
-    train(folder, cpu_s=cpu_s, seed=seed, start=start)
+    train(folder, cpu_s=cpu_s, seed=seed)
 
 
 if __name__ == "__main__":

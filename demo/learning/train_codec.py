@@ -4,9 +4,9 @@ Run it again with `--resume` after an interruption: the schedule runs from where
 an earlier place, which trains on what is finished. Every few minutes it writes a checkpoint and exports the averaged weights
 into the work folder, each under its final name in one rename. Memory: about 2 GB.
 
-    python -m demo.train_codec demo/weights/codec --natural VIDEOS --work runs/codec --until 15:40
+    python -m demo.learning.train_codec demo/weights/codec --natural VIDEOS --work runs/codec --until 15:40
 
-What makes it fast on a CPU: bfloat16, Muon, and the form of `demo.codec_form`. The loss is the mean over clips of the logarithm
+What makes it fast on a CPU: bfloat16, Muon, and the form of `codec_form.py`. The loss is the mean over clips of the logarithm
 of the squared error: the decibels that the model is judged by.
 
 Legend: B batch; F Y X frames, rows, columns of pixels in [-1, 1]; C T H W latent channels and grid.
@@ -29,10 +29,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.codec_clips import TRAINED_ON, NaturalFile, family, natural_clip, natural_crop, natural_files, sizes, world_clip
-from demo.codec_form import CONFIG, as_video, encode, new_codec, reconstruct
-from demo.course import cosine
 from demo.figures import psnr_db
+from demo.learning.codec_clips import NaturalFile, family, natural_clip, natural_crop, natural_files, sizes, world_clip
+from demo.learning.codec_form import CONFIG, as_video, encode, new_codec, reconstruct
+from demo.learning.course import cosine
+from demo.natural import TRAINED_ON
 from demo.scenes import Pictures
 from packing.codec import load_codec
 from training.checkpoint import optimizer_tensors, restore_optimizers
@@ -371,7 +372,7 @@ def _report(folder: Path, progress: Progress, trained_on: Sequence[str], held: S
         [
             "# How this autoencoder was trained",
             "",
-            f"`python -m demo.train_codec`: {progress.steps} steps, {progress.cpu_s:.0f} CPU seconds of one thread,",
+            f"`python -m demo.learning.train_codec`: {progress.steps} steps, {progress.cpu_s:.0f} CPU seconds of one thread,",
             f"strides {codec.stride}, {codec.channels} channels. PSNR of decode(encode(x)), clip by clip:",
             "",
             "| clips | mean dB | median dB |",

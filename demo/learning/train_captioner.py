@@ -1,12 +1,12 @@
 """Trains the demo's tiny LLaVA-OneVision captioner on the drawn world, and says how good it is.
 
-The picture tower of `demo.tower` is frozen, so that its features are made once a clip; projector and language model learn
+The picture tower of `tower.py` is frozen, so that its features are made once a clip; projector and language model learn
 from them. Both prompts are learned in one pass over a clip: they are branches behind the same pictures, blind to each other.
 Tokens of attributes weigh more than the words around them, those of motions most: motion is what takes long.
 
-    python -m demo.tower runs/tower
-    python -m demo.train_captioner train runs/tower demo/weights/captioner
-    python -m demo.train_captioner evaluate demo/weights/captioner --seed 7
+    python -m demo.learning.tower runs/tower
+    python -m demo.learning.train_captioner train runs/tower demo/weights/captioner
+    python -m demo.learning.train_captioner evaluate demo/weights/captioner --seed 7
 
 Legend: B clips of a batch, F frames, P patches of a frame, E width of the tower, S tokens of a row, D width of the language
 model, V vocabulary.
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
-from demo.course import Course, follow, spread
-from demo.examples import ATTRIBUTES, FRAMES, Example, Wear, classes, draw_example, draw_shot, examples
 from demo.figures import attributes_of
-from demo.reconstruct import reconstructions
+from demo.learning.course import Course, follow, spread
+from demo.learning.examples import ATTRIBUTES, FRAMES, Example, Wear, classes, draw_example, draw_shot, examples
+from demo.learning.reconstruct import reconstructions
+from demo.learning.tower import CONFIG as TOWER
+from demo.learning.tower import hidden_states, normalised, trained_vision
 from demo.scenes import COLOURS, SHAPES, dense_caption, draw_scene, short_caption
 from demo.tiny_models import CORPUS, captioner_config, captioner_processor, save_captioner
-from demo.tower import CONFIG as TOWER
-from demo.tower import hidden_states, normalised, trained_vision
 from recaption import Caption, Captioner, ClipFrames, Prompt, load_captioner
 
 SHORT = Prompt(id="short", text="Describe this video in one short sentence.", max_new_tokens=40)
@@ -273,7 +273,6 @@ def train(
     cpu_s: float,
     state: Path,
     codec: Path | None = None,
-    start: Path | None = None,
     seed: int = 0,
     stock: int = 1500,
     batch: int = 32,
@@ -281,25 +280,21 @@ def train(
     """Train for so many CPU seconds, and export a transformers folder again and again.
 
     Args:
-        tower: folder of a run of `demo.tower`; None leaves the tower random.
+        tower: folder of a run of `demo.learning.tower`; None leaves the tower random.
         folder: where the model goes, replaced in one rename, at every line of the log.
         cpu_s: CPU seconds.
         state: folder of the checkpoint; a run that was cut off goes on from it.
         codec: a video autoencoder; a seventh of the clips are then its reconstructions.
-        start: an exported folder to start from.
         seed: of weights and clips.
         stock: clips in stock.
         batch: clips of a step.
     """
     torch.manual_seed(seed)
     learner = Learner(None if tower is None else trained_vision(tower))
-    if start is not None:
-        began = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-        learner.captioner.load_state_dict(began.state_dict())
     random = np.random.Generator(np.random.Philox(seed + 2))
     again = reconstructions(codec, seed=seed, count=CODED) if codec else ()
     clips = Stock(learner, random, size=stock, fresh=4, extra=(again, 0.15))
-    course = Course(folder=state, cpu_s=cpu_s, muon_lr=1.5e-2 if start is None else 5e-3)
+    course = Course(folder=state, cpu_s=cpu_s, muon_lr=1.5e-2)
     test = [(learner.features(example.frames), example.scene) for example in examples(1_000_003, 96, Wear())]
     follow(course, learner, lambda: loss_of(learner, clips.batch(batch)), partial(_progress, learner, test, folder))
 
@@ -419,11 +414,10 @@ def main() -> None:
 @click.option(
     "--state", type=click.Path(path_type=Path), default=Path("runs/captioner"), show_default=True, help="Checkpoints."
 )
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Exported folder to start from.")
 @click.option("--codec", type=click.Path(exists=True, path_type=Path), help="Autoencoder whose reconstructions are shown too.")
-def train_command(tower: Path, folder: Path, cpu_s: float, state: Path, start: Path | None, codec: Path | None) -> None:
+def train_command(tower: Path, folder: Path, cpu_s: float, state: Path, codec: Path | None) -> None:
     """Train on the tower in TOWER, and write the model into FOLDER."""
-    train(tower, folder, cpu_s=cpu_s, state=state, start=start, codec=codec)
+    train(tower, folder, cpu_s=cpu_s, state=state, codec=codec)
 
 
 @main.command("evaluate")

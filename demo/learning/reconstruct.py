@@ -9,21 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.defects import text_overlay, watermark
-from demo.examples import FRAMES, TRAINING_FRAMES, Example, generated_shot, poses, squashed, training_size
+from demo.learning.examples import FRAMES, TRAINING_FRAMES, Example, generated_shot, poses, squashed, training_size
 from demo.scenes import render
 from packing.codec import load_codec
 from packing.geometry import legal_frames
 
 
-def reconstructions(codec: Path, *, seed: int, count: int, defects: bool = False) -> Iterator[Example]:
+def reconstructions(codec: Path, *, seed: int, count: int) -> Iterator[Example]:
     """Draw clips of a seed, and give back what a codec makes of them.
 
     Args:
         codec: folder of a diffusers video autoencoder.
         seed: gives every choice.
         count: how many clips.
-        defects: an eighth of the clips have words across, another eighth a watermark.
     """
     model = load_codec(str(codec))
     count_seen = legal_frames(TRAINING_FRAMES, stride=model.stride[0], step=model.frame_step)
@@ -31,11 +29,7 @@ def reconstructions(codec: Path, *, seed: int, count: int, defects: bool = False
     for _ in range(count):
         shot = generated_shot(random, count_seen)
         pictures = render(shot.scene, shot.times_s, *training_size(shot.scene.aspect))
-        fate = random.random() if defects else 1.0
-        overlay, mark = fate < 0.125, 0.125 <= fate < 0.25
-        if overlay or mark:
-            pictures = (text_overlay if overlay else watermark)(pictures, random)
         seen = np.linspace(0, len(pictures) - 1, FRAMES).round().astype(int)
         again = model.decode(model.encode(pictures))[seen]
         where = poses(shot)[seen]
-        yield Example(scene=shot.scene, frames=squashed(again), overlay=overlay, mark=mark, poses=where)
+        yield Example(scene=shot.scene, frames=squashed(again), overlay=False, mark=False, poses=where)

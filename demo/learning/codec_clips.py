@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from demo.defects import DEFECTS
+from demo.natural import is_test_pattern
 from demo.scenes import Pictures, draw_scene, render
 from packing.geometry import Fit, fit_frame
 
@@ -30,8 +31,6 @@ MULTIPLE = (16, 16)  # codec stride 8 × patch 2
 ASPECTS = (16 / 9, 9 / 16, 4 / 3, 3 / 4, 1.0, 21 / 9)
 NATURAL_LINES = 128  # natural videos are kept at this height or width, the smaller, so that they can be cropped in many ways
 HELD_OUT = 0.25  # share of families of natural videos that are never trained on, chosen by hash
-TRAINED_ON = "trained_on.txt"  # beside the weights: the natural videos that they have seen, a name a line
-_SYNTHETIC = ("testsrc", "sine_", "unordered", "dash", "no_duration", "transparent")  # test patterns and blank pictures
 _SAME_FILM = ("bunny", "bbb", "chroma", "luma")  # one film in several folders
 _ENCODERS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "ultrafast", "crf": "18", "tune": "zerolatency"},
@@ -80,7 +79,7 @@ def natural_files(folder: Path) -> tuple[list[NaturalFile], list[NaturalFile]]:
     held: list[NaturalFile] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if any(part in path.name for part in _SYNTHETIC):
+        if is_test_pattern(name):
             continue
         frames = _read(path, most=40)
         if len(frames) >= 3:
