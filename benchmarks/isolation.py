@@ -52,7 +52,7 @@ def in_process(file: Any, options: Any) -> None:
     """Scan without a sandbox."""
     file.seek(0)
     with contextlib.suppress(MediaError):
-        scan.scan(file, options)
+        scan.scan(file, options, lambda *_: None)
 
 
 def isolated(sandbox: Sandbox, file: Any, options: Any, limits: Limits) -> None:

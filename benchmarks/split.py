@@ -8,7 +8,8 @@ and all; PySceneDetect's scene manager with its OpenCV and PyAV backends and the
 as they like. Minimum of three, seconds of wall clock.
 
 With --lengths: what minutes of one generated video (320x180, h264, 24 frames a second, a cut every five seconds) cost, beside
-bare decode, and the most memory that the decoder's process held; of it the pictures of all clips, kept until the file ends.
+bare decode; the most memory that the decoder's process held, and the memory of its own that the calling process had at the end
+beyond what it had at first; beside them the pictures of all clips, which lie in a file.
 """
 
 import contextlib
@@ -75,16 +76,25 @@ def main(paths: list[str]) -> None:
 def lengths(minutes: list[int]) -> None:
     """Measure videos of so many minutes, each in a process of its own, and print a table."""
     table = Table(
-        "minutes", "frames", "clips", "decode s", "ours s", "frames / s", "ours / decode", "peak MB", "of it pictures MB"
+        "minutes",
+        "frames",
+        "clips",
+        "decode s",
+        "ours s",
+        "frames / s",
+        "ours / decode",
+        "decoder MB",
+        "caller MB",
+        "pictures MB",
     )
     with tempfile.TemporaryDirectory() as folder:
         minute = write_video(Path(folder) / "minute.mp4", shots(MINUTE, height=180, width=320), fps=24)
         for count in minutes:
             path = looped(minute, Path(folder) / f"{count}.mp4", count)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                frames, clips, decode_s, ours_s, peak_mb, pictures_mb = alone.submit(cost, str(path)).result()
+                frames, clips, decode_s, ours_s, *sizes_mb = alone.submit(cost, str(path)).result()
             speed, ratio = f"{frames / ours_s:.0f}", f"{ours_s / decode_s:.2f}"
-            sizes = f"{peak_mb:.0f}", f"{pictures_mb:.0f}"
+            sizes = [f"{size_mb:.0f}" for size_mb in sizes_mb]
             table.add_row(str(count), str(frames), str(clips), f"{decode_s:.2f}", f"{ours_s:.2f}", speed, ratio, *sizes)
     Console(width=160).print(table)
 
@@ -105,26 +115,27 @@ def looped(minute: Path, path: Path, count: int) -> Path:
     return path
 
 
-def cost(path: str) -> tuple[int, int, float, float, float, float]:
-    """Return frames, clips, seconds of bare decode and of the scan, and megabytes at the decoder's peak and of its pictures."""
+def cost(path: str) -> tuple[int, int, float, float, float, float, float]:
+    """Return frames, clips, seconds of bare decode and of the scan, megabytes of the decoder, this process and pictures."""
     sandbox, stage = Sandbox(), Split(chunk=1, config=SplitConfig())
     limits = Limits(wall_s=3600, memory_bytes=16 << 30)
     with plain_video() as file:
         sandbox.call("scan", file, stage.options, limits)  # warms the server
-    started = time.perf_counter()
+    started, before_mb = time.perf_counter(), held(os.getpid(), "RssAnon:")
     decode(path)
     decoded = time.perf_counter()
     with open(path, "rb") as file, ThreadPoolExecutor(1) as beside:
         scanning = beside.submit(sandbox.call, "scan", file, stage.options, limits)
         peak_mb = 0.0
         while not scanning.done():
-            peak_mb = max(peak_mb, *map(peak, grandchildren()), 0.0)
+            peak_mb = max(peak_mb, *(held(pid, "VmHWM:") for pid in grandchildren()), 0.0)
             time.sleep(0.01)
         facts, arrays = scanning.result()
     ended = time.perf_counter()
     sandbox.close()
     pictures_mb = sum(array.nbytes for array in arrays.values()) / 1e6
-    return facts["frames"], len(facts["clips"]), decoded - started, ended - decoded, peak_mb, pictures_mb
+    own_mb = held(os.getpid(), "RssAnon:") - before_mb
+    return facts["frames"], len(facts["clips"]), decoded - started, ended - decoded, peak_mb, own_mb, pictures_mb
 
 
 def grandchildren() -> list[int]:
@@ -141,11 +152,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def peak(pid: int) -> float:
-    """Return the most megabytes that a process has held since its fork; what it shares with the server counts too."""
+def held(pid: int, kind: str) -> float:
+    """Return megabytes of a kind of memory that a process holds, or held since its fork; 0 if it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(kind):
                 return int(line.split()[1]) / 1024
     return 0.0
 

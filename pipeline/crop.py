@@ -8,6 +8,7 @@ lacks the lit picture: whatever is in doubt is left whole.
 Legend: Y X rows and columns of pixels, B blocks that a row or column is averaged in, N rows or columns of one axis.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,44 @@ class Lines:
 def lines_of(luma: NDArray[Any]) -> Lines:
     """Take the lines of a full-size luma plane [Y, X] of 8 or 16 bits; the levels keep the plane's range and type."""
     height, width = luma.shape
-    taken = np.ascontiguousarray(luma[:, :: max(1, width // SAMPLES)])
-    rows = cv2.resize(taken, (BLOCKS, height), interpolation=cv2.INTER_AREA)
-    columns = cv2.resize(luma[:: max(1, height // SAMPLES)], (width, BLOCKS), interpolation=cv2.INTER_AREA)
-    return Lines(rows=rows, columns=columns.T)
+    if min(height, width) < SAMPLES:
+        rows = cv2.resize(np.ascontiguousarray(luma), (BLOCKS, height), interpolation=cv2.INTER_AREA)
+        columns = cv2.resize(np.ascontiguousarray(luma), (width, BLOCKS), interpolation=cv2.INTER_AREA)
+        return Lines(rows=rows, columns=columns.T)
+    return Lines(rows=_in_blocks(luma.T).T, columns=_in_blocks(luma).T)
+
+
+def _in_blocks(luma: NDArray[Any]) -> NDArray[Any]:
+    """Average evenly spread rows of a plane [N, X] in blocks, [B, X]."""
+    step = len(luma) // SAMPLES
+    first, each = (len(luma) - step * (SAMPLES - 1)) // 2, SAMPLES // BLOCKS
+    taken = luma[first::step][:SAMPLES].astype(np.uint16 if luma.itemsize == 1 else np.uint32)
+    total = functools.reduce(np.add, (taken[number::each] for number in range(each)))
+    return (total // each).astype(luma.dtype)
+
+
+def is_open(luma: NDArray[Any], darkest: int) -> bool:
+    """Tell whether a frame is so light at its edges that it has no bars, neither at top and bottom nor at the sides.
+
+    Args:
+        luma: the full-size plane [Y, X] of 8 or 16 bits.
+        darkest: the level of `DARKEST` on the plane's range; well above it, an edge is light.
+    """
+    return any(_is_lit(luma[at], darkest) for at in (0, -1)) and any(_is_lit(luma[:, at], darkest) for at in (0, -1))
+
+
+def open_lines(height: int, width: int) -> Lines:
+    """Stand for the lines of a frame that has no bars: all light."""
+    return Lines(rows=np.full((height, BLOCKS), 255, np.uint8), columns=np.full((width, BLOCKS), 255, np.uint8))
+
+
+def _is_lit(line: NDArray[Any], darkest: int) -> bool:
+    """Tell whether more blocks of a line than a bar may have are clearly lighter than a bar."""
+    length = len(line) // BLOCKS
+    if not length:
+        return False
+    blocks = line[: BLOCKS * length].reshape(BLOCKS, length)[:, :: max(1, length // 4)].mean(axis=1)
+    return int(np.count_nonzero(blocks > 1.5 * darkest)) > 2 * STRAY_BLOCKS
 
 
 def find_box(lines: Sequence[Lines], height: int, width: int) -> Box:

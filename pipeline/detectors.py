@@ -3,12 +3,14 @@
 Runs in the decoder's process. All see the same small pictures, in the same order, and none decides anything else.
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
 
+from pipeline.planes import LUMA
 from pipeline.transitions import Transition, Transitions
 
 # By name, the threshold that each is used with unless another is given.
@@ -24,11 +26,11 @@ class Detector(Protocol):
     """Finds transitions while frames come in, some time behind them."""
 
     @property
-    def stirred(self) -> bool:
-        """Whether the last frame may turn out to be the first of a shot, so that its picture should be kept."""
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the pictures that it takes."""
 
-    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
-        """Take the next frame, uint8 BGR [rows, columns, 3]; return the transitions that are certain now, in order."""
+    def take(self, times_s: Sequence[float], pictures: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next few frames, uint8 BGR [n, *size, 3]; return the transitions that are certain now, in order."""
 
     def finish(self) -> list[Transition]:
         """Return the remaining transitions when all frames were taken."""
@@ -55,17 +57,19 @@ def detector(name: str, threshold: float, min_shot_frames: int) -> Detector:
 class SceneDetect:
     """One of PySceneDetect's detectors: cuts only, whatever lies around them."""
 
+    size: ClassVar[tuple[int, int]] = LUMA
+
     def __init__(self, found: Any) -> None:
         """Use this detector of PySceneDetect."""
         self._found, self._count = found, 0
-        self.stirred = False
 
-    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
-        """Take the next frame; see `Detector`."""
-        # These count frames; the rate given here only labels them. Times come from the file.
-        cuts = self._found.process_frame(FrameTimecode(self._count, 25.0), picture)
-        self._count += 1
-        self.stirred = bool(cuts)
+    def take(self, times_s: Sequence[float], pictures: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next few frames; see `Detector`."""
+        cuts = []
+        for picture in pictures:
+            # These count frames; the rate given here only labels them. Times come from the file.
+            cuts += self._found.process_frame(FrameTimecode(self._count, 25.0), picture)
+            self._count += 1
         return _hard(cuts)
 
     def finish(self) -> list[Transition]:

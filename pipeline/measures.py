@@ -4,13 +4,13 @@ A measure is one function of a view of the clip: a few small pictures of it with
 and how much it differs from the one before. Its docstring gives definition, unit and range. To add one, write the function and
 decorate it; a rule can use its name at once. The module imports no torch: it runs in the decoder's process.
 
-Only `Meter` looks at every frame; all else is taken when a clip ends, of at most `PICTURES` pictures, in milliseconds.
+What is told of every frame is its light and its change; all else is taken when a clip ends, of a few pictures, in milliseconds.
 
-Legend: F pictures, Y X rows and columns of pixels, N frames.
+Legend: F pictures, Y X rows and columns of pixels, M moments, y x rows and columns of cells, N frames.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Luma = NDArray[np.uint8]  # [Y, X], 0 (black) to 255 (white)
-Bgr = NDArray[np.uint8]  # [Y, X, 3]
 Pictures = NDArray[np.uint8]  # [F, Y, X, 3]
 Series = NDArray[np.float64]  # [N]
 
 SIDE, LEAST_SIDE = 96, 16  # the short side that pictures are measured at, if they have it, and the least that any gets
-PICTURES = 16  # of a clip, spread evenly
+CELLS, LEAST_CELLS = 24, 4  # the same of pictures whose pixels are cells, for what moves
+PICTURES, MOMENTS = 4, 16  # of both, at most, of a clip, spread evenly
 STILL = 0.75  # share of still moments from which a shot counts as a still
 FLASH_S = 1 / 3  # light that lasts no longer than this between two jumps is a flash
 
@@ -36,7 +36,8 @@ class View:
 
     Attributes:
         pictures: uint8 RGB [F, Y, X, 3] in order, spread evenly over the clip; the short side has `LEAST_SIDE` to `SIDE`.
-        times_s: time of each picture, float64 [F].
+        cells: more and smaller pictures, uint8 RGB [M, y, x, 3], for what moves: noise averages out in a cell.
+        times_s: time of each of these, float64 [M].
         light: mean luma of every frame, 0 to 1, float64 [N].
         change: mean absolute change of colour from the frame before to every frame, 0 to 1, float64 [N]; the first lies before
             the clip.
@@ -45,6 +46,7 @@ class View:
     """
 
     pictures: Pictures
+    cells: Pictures
     times_s: Series
     light: Series
     change: Series
@@ -52,49 +54,33 @@ class View:
     seconds: float
 
     @cached_property
-    def few(self) -> Pictures:
-        """At most half of `PICTURES` of the pictures, for what does not ask for motion."""
-        return self.pictures[:: -(-2 * len(self.pictures) // PICTURES)]
+    def luma(self) -> NDArray[np.uint8]:
+        """Luma of the pictures, 0 to 255, [F, Y, X]."""
+        return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in self.pictures])
 
     @cached_property
-    def luma(self) -> NDArray[np.uint8]:
-        """Luma of these few, 0 to 255, [F, Y, X]."""
-        return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in self.few])
+    def levels(self) -> NDArray[np.int64]:
+        """Luma that 1 % and 99 % of each picture is at or below, 0 to 255, [F, 2]."""
+        return np.array([_percentiles(plane, 1, 99) for plane in self.luma])
 
     @cached_property
     def range(self) -> float:
-        """How far apart the 1 % and 99 % of red, green or blue lie in these few, whichever most, 0 to 255."""
-        return _median([max(np.ptp(_percentiles(channel, 1, 99)) for channel in cv2.split(picture)) for picture in self.few])
+        """How far apart the 1 % and 99 % of red, green or blue lie, whichever most, 0 to 255; of the pictures, the median."""
+        return _median([max(np.ptp(_percentiles(channel, 1, 99)) for channel in cv2.split(p)) for p in self.pictures])
 
     @cached_property
-    def moved(self) -> NDArray[np.float32]:
-        """Change of each cell (a 24th of the short side) from a picture to the next that is at least a quarter second later.
+    def moved(self) -> NDArray[np.uint8]:
+        """Change of each cell from a moment to the next that is at least a quarter second later.
 
-        The largest of its red, green and blue, 0 to 255, [pairs, cells]; noise of sensors and coding averages out in a cell.
+        The largest of its red, green and blue, 0 to 255, [pairs, cells].
         """
-        _, height, width, _ = self.pictures.shape
-        size = max(1, width // 4), max(1, height // 4)
-        cells = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32) for picture in self.pictures]
-        later = np.searchsorted(self.times_s, self.times_s + 0.249).clip(max=len(cells) - 1)
-        # Near the end, only the last picture is left to compare with; the pair that is furthest apart stands for all with it.
+        later = np.searchsorted(self.times_s, self.times_s + 0.249).clip(max=len(self.cells) - 1)
+        # Near the end, only the last moment is left to compare with; the pair that is furthest apart stands for all with it.
         pairs = {j: i for i, j in reversed(list(enumerate(later))) if j > i}
-        changes = [np.abs(cells[j] - cells[i]).max(axis=2).ravel() for j, i in pairs.items()]
-        return np.array(changes, dtype=np.float32).reshape(-1, size[0] * size[1])
-
-
-@dataclass
-class Meter:
-    """Follows the light and the change of every frame of a source."""
-
-    light: list[float] = field(default_factory=list)
-    change: list[float] = field(default_factory=list)
-    previous: Bgr | None = None
-
-    def take(self, luma: Luma, bgr: Bgr) -> None:
-        """Take the next frame; the first of a source has not changed."""
-        self.light.append(cv2.mean(luma)[0] / 255)
-        self.change.append(0.0 if self.previous is None else cv2.norm(self.previous, bgr, cv2.NORM_L1) / (255 * bgr.size))
-        self.previous = bgr
+        at, before = (np.array(list(side), dtype=np.intp) for side in (pairs.values(), pairs))
+        changes = np.maximum(self.cells[at], self.cells[before]) - np.minimum(self.cells[at], self.cells[before])
+        strongest: NDArray[np.uint8] = np.maximum(np.maximum(changes[..., 0], changes[..., 1]), changes[..., 2])
+        return strongest.reshape(len(pairs), self.cells[0, ..., 0].size)
 
 
 OfClip = Callable[[View], float]
@@ -117,13 +103,13 @@ def luma(view: View) -> float:
 @measure
 def luma_p01(view: View) -> float:
     """Luma that 1 % of the picture is darker than, 0 to 1; of the pictures, the median."""
-    return _median([_percentiles(plane, 1)[0] for plane in view.luma]) / 255
+    return _median(view.levels[:, 0]) / 255
 
 
 @measure
 def luma_p99(view: View) -> float:
     """Luma that 1 % of the picture is lighter than, 0 to 1: low only if nothing in it is lit; of the pictures, the median."""
-    return _median([_percentiles(plane, 99)[0] for plane in view.luma]) / 255
+    return _median(view.levels[:, 1]) / 255
 
 
 @measure
@@ -144,7 +130,7 @@ def colour_range(view: View) -> float:
 @measure
 def saturation(view: View) -> float:
     """Mean difference of the largest and smallest of red, green and blue, 0 (gray) to 1; of the pictures, the median."""
-    channels = (cv2.split(picture) for picture in view.few)
+    channels = (cv2.split(picture) for picture in view.pictures)
     return _median([(cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)).mean() for r, g, b in channels]) / 255
 
 
@@ -155,7 +141,7 @@ def sharpness(view: View) -> float:
     Both are taken at a fixed size and divided, so neither resolution nor contrast counts. An edge blurred by a Gaussian of
     sigma (in short sides) gets about 0.006 / sigma; a picture without edges of 6/255 and more is not blurred and gets 1.
     """
-    return _median([_steepness(picture) for picture in view.few])
+    return _median([_steepness(picture) for picture in view.pictures])
 
 
 @measure
@@ -261,7 +247,7 @@ def of_source(measured: Sequence[dict[str, float]], shots: Sequence[int]) -> lis
     return [{**alone, **{name: float(added[name][i]) for name in added}} for i, alone in enumerate(measured)]
 
 
-def _median(values: Sequence[Any]) -> float:
+def _median(values: Sequence[Any] | NDArray[Any]) -> float:
     return float(np.median(values))
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Picture = NDArray[np.uint8]  # [Y, X, 3]
+Send = Callable[[str, NDArray[Any]], None]  # takes an array under its name, to be kept outside of the decoder's process
 Matrix = tuple[int, int, int, int]  # signs (a, b, c, d) of a display matrix: x' = ax + cy, y' = bx + dy
 UPRIGHT: Matrix = (1, 0, 0, 1)
 IMAGES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -131,16 +132,20 @@ def decoded(media: Any, stream: Any, note: Callable[[Any], None] | None = None) 
         MemoryError: the decoder needs more than it may use.
     """
     first = last = None
+    ticks, seconds = 1, 1  # so many ticks in so many seconds; dividing integers gives what the fraction would
     try:
         for packet in media.demux(stream):
             if note:
                 note(packet)
             for frame in packet.decode():
-                if frame.pts is None or (last is not None and frame.pts <= last):
-                    raise MediaError("time_base", f"frame times do not increase: {frame.pts} after {last}")
-                first, last = frame.pts if first is None else first, frame.pts
-                _progress(float((last - first) * frame.time_base))
-                yield float(frame.pts * frame.time_base), frame
+                pts = frame.pts
+                if pts is None or (last is not None and pts <= last):
+                    raise MediaError("time_base", f"frame times do not increase: {pts} after {last}")
+                if first is None:
+                    first, (seconds, ticks) = pts, frame.time_base.as_integer_ratio()
+                last = pts
+                _progress((pts - first) * seconds / ticks)
+                yield pts * seconds / ticks, frame
     except (av.error.FFmpegError, ValueError) as error:
         _raise_if_short_of_memory(error, 8 * stream.codec_context.height * stream.codec_context.width)
         if getattr(error, "errno", None) == errno.EINVAL and not stream.codec_context.width:
@@ -253,11 +258,16 @@ class Scaler:
         method = None if (height, width) == (frame.height, frame.width) else "AREA"
         scaled = context.reformat(frame, width, height, "rgb24", interpolation=method, threads=self._threads)
         picture = np.asarray(scaled.to_ndarray(), dtype=np.uint8)
-        return cv2.LUT(picture, _standard_range()) if int(frame.color_trc) == PQ else picture
+        return cv2.LUT(picture, standard_range()) if int(frame.color_trc) == PQ else picture
+
+    def yuv(self, frame: Any) -> Any:
+        """Return a frame of the same size in planar YUV with 8 bits, whatever this one is stored as."""
+        context = self._contexts.setdefault((0, 0), VideoReformatter())
+        return context.reformat(frame, format="yuv444p", threads=self._threads)
 
 
 @cache
-def _standard_range() -> NDArray[np.uint8]:
+def standard_range() -> NDArray[np.uint8]:
     """Return the table that brings 8-bit PQ samples (SMPTE ST 2084) into the standard range."""
     root = (np.arange(256) / 255) ** (32 / 2523)
     light = (np.maximum(root - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * root)) ** (8192 / 1305) * 10_000 / WHITE_NITS
@@ -299,9 +309,9 @@ def display_matrix(frame: Any) -> Matrix:
 
 
 def upright(picture: Picture, matrix: Matrix) -> Picture:
-    """Turn and mirror a picture [Y, X, 3] as its display matrix says."""
+    """Turn and mirror a picture [Y, X, 3], or a plane [Y, X], as its display matrix says."""
     a, b, c, d = matrix
-    shown = picture if a else picture.transpose(1, 0, 2)
+    shown = picture if a else picture.swapaxes(0, 1)
     shown = shown[:, ::-1] if (a or c) < 0 else shown
     return np.ascontiguousarray(shown[::-1] if (d or b) < 0 else shown)
 

@@ -1,75 +1,263 @@
-"""Small pictures straight from the planes of a decoded frame, by taking every k-th sample: what cuts and measures are taken at.
+"""Small pictures straight from the planes of decoded frames: tiny ones of every frame, and larger ones of frames that are held.
 
-Runs in the decoder's process. Scaling every frame costs several times its decoding; striding over planes that lie there costs
-next to nothing, and neither cuts nor measures need better. The picture is not upright: neither asks for that.
+Runs in the decoder's process. Scaling a frame to RGB costs more than decoding it. Here every frame is only sampled, some
+hundredths of a millisecond whatever its size, and its numbers are made for many frames at once; a held frame is only halved,
+and turned into a picture when a clip is known to want one.
+
+Legend: n frames, h w rows and columns of a plane, Y X of a picture; a plane is uint8 (uint16 where samples have more bits).
 """
 
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.crop import Lines, lines_of
+from pipeline.crop import DARKEST, Box, Lines, cropped, is_open, lines_of, open_lines, scaled_box
+from pipeline.media import PQ, Matrix, Picture, Scaler, standard_range, upright
 
-Luma = NDArray[np.uint8]  # [h, w], 0 (black) to 255 (white)
-Bgr = NDArray[np.uint8]  # [h, w, 3]
+Plane = NDArray[Any]  # [h, w]
+Series = NDArray[np.float64]  # [n]
+
+LUMA, CHROMA = (72, 128), (36, 64)  # rows and columns that are sampled of every frame
+FRAMES = 32  # that a strip takes
+_BYTE, _WORD = np.dtype(np.uint8), np.dtype("<u2")
+# Weights of red and blue in luma by matrix coefficients (ITU-T H.273); what does not say is as of old, BT.601.
+_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 
 
-def sampled(frame: Any, side: int) -> tuple[Luma, Bgr] | None:
-    """Sample a YUV frame so that its short side has `side` pixels or a few more, up to twice as many.
+class Planes(NamedTuple):
+    """The three planes of a frame: views, which are good as long as the frame is.
 
-    Returns:
-        Luma over the full range, and the same picture in BGR; None for formats that are not planar YUV.
+    Attributes:
+        luma: [h, w].
+        blue: difference of blue, [h, w] or smaller.
+        red: difference of red, the same.
+        depth: bits of a sample.
+        full: whether levels go from 0 to 255, not from 16 to 235.
+        space: matrix coefficients (ITU-T H.273).
+        transfer: transfer characteristics (ITU-T H.273).
     """
+
+    luma: Plane
+    blue: Plane
+    red: Plane
+    depth: int
+    full: bool
+    space: int
+    transfer: int
+
+
+def planes_of(frame: Any, scaler: Scaler) -> Planes:
+    """Return the planes of a decoded frame; of one that is not stored as planar YUV, those it has when it is turned into it."""
     depth = _depth(frame.format.name)
     if depth is None:
-        return None
-    step = max(1, min(frame.height, frame.width) // side)
-    luma, *chroma = (_samples(plane, depth, max(1, step * plane.width // frame.width)) for plane in frame.planes[:3])
-    size = luma.shape[1], luma.shape[0]
-    u, v = (cv2.resize(samples, size, interpolation=cv2.INTER_NEAREST) for samples in chroma)
-    if not _full_range(frame):
-        luma, u, v = cv2.LUT(luma, _expanded(16, 219)), cv2.LUT(u, _expanded(16, 224)), cv2.LUT(v, _expanded(16, 224))
-    return luma, cv2.cvtColor(cv2.merge([luma, u, v]), cv2.COLOR_YUV2BGR)
+        frame, depth = scaler.yuv(frame), 8
+    sample = _BYTE if depth == 8 else _WORD
+    luma, blue, red = (np.ndarray((p.height, p.width), sample, p, 0, (p.line_size, sample.itemsize)) for p in frame.planes[:3])
+    full = frame.format.name.startswith("yuvj") or frame.color_range == 2
+    space, transfer = int(frame.colorspace), int(frame.color_trc)
+    return Planes(luma=luma, blue=blue, red=red, depth=depth, full=full, space=space, transfer=transfer)
 
 
 @cache
 def _depth(name: str) -> int | None:
-    """Return the bits of one sample of a planar YUV format, or None for another format."""
-    if not name.startswith(("yuv4", "yuvj4")) or name.endswith("be"):
+    """Return the bits of one sample of a planar YUV format, with or without alpha, or None for another format."""
+    if not name.startswith(("yuv4", "yuvj4", "yuva4")) or name.endswith("be"):
         return None
     return next((bits for bits in (9, 10, 12, 14, 16) if name.endswith(f"p{bits}le")), 8)
 
 
-def lines(frame: Any) -> Lines:
-    """Take rows and columns of a frame in full height and width, as it is stored; luma over the full range."""
-    depth = _depth(frame.format.name)
-    if depth is None:
-        return lines_of(frame.to_ndarray(format="gray"))
-    plane = frame.planes[0]
-    stored = lines_of(np.frombuffer(plane, dtype=np.uint8 if depth == 8 else "<u2").reshape(plane.height, -1)[:, : plane.width])
-    rows, columns = stored.rows, stored.columns
-    if depth > 8:
-        rows, columns = (rows >> (depth - 8)).astype(np.uint8), (columns >> (depth - 8)).astype(np.uint8)
-    if not _full_range(frame):
-        rows, columns = cv2.LUT(rows, _expanded(16, 219)), cv2.LUT(columns, _expanded(16, 219))
+# ---- every frame -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Developed:
+    """What a strip shows of each of its frames.
+
+    Attributes:
+        pictures: BGR uint8 [n, rows, columns, 3] of the size that was asked for, as stored, not upright.
+        light: mean luma, 0 to 1, [n].
+        change: mean absolute change of colour from the frame before, 0 to 1, [n]; 0 for the first frame of all.
+    """
+
+    pictures: NDArray[np.uint8]
+    light: Series
+    change: Series
+
+
+class Strip:
+    """Samples of the last few frames, at the same places of each; `develop` makes of them what cuts and measures ask for."""
+
+    def __init__(self) -> None:
+        self._luma = np.zeros((FRAMES + 1, *LUMA), np.uint8)  # the first is the last frame of the strip before
+        self._blue, self._red = (np.zeros((FRAMES + 1, *CHROMA), np.uint8) for _ in range(2))
+        self._full, self._begun = True, False
+        self.count = 0
+
+    def add(self, planes: Planes) -> float:
+        """Sample one more frame, of at most `FRAMES`; return by how many levels its luma differs from the one before."""
+        self.count += 1
+        self._full = planes.full
+        at, samples = self.count, (self._luma, self._blue, self._red)
+        for plane, sampled in zip((planes.luma, planes.blue, planes.red), samples, strict=True):
+            _, rows, columns = sampled.shape
+            if planes.depth == 8:
+                cv2.resize(plane, (columns, rows), sampled[at], interpolation=cv2.INTER_NEAREST)
+            else:
+                deep = cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST)
+                np.right_shift(deep, planes.depth - 8, out=sampled[at], casting="unsafe")
+        return float(cv2.norm(self._luma[at], self._luma[at - 1], cv2.NORM_L1) / self._luma[at].size)
+
+    def develop(self, rows: int, columns: int) -> Developed:
+        """Show the frames, in pictures of rows × columns that divide `LUMA`, and begin a new strip."""
+        n, samples = self.count, (self._luma, self._blue, self._red)
+        thin = [part[: n + 1, :: part.shape[1] // CHROMA[0], :: part.shape[2] // CHROMA[1]] for part in samples]
+        luma, *others = (_averaged(part[1 : n + 1], rows, columns) for part in samples)
+        pixels = self._bgr(*thin)  # [n + 1, *CHROMA, 3]
+        change = _means(cv2.absdiff(pixels[1:], pixels[:-1]), n)
+        if not self._begun:
+            change[0] = 0.0
+        for part in samples:
+            part[0] = part[n]
+        self._begun, self.count = True, 0
+        return Developed(pictures=self._bgr(luma, *others), light=_means(self._levels(luma, 219), n), change=change)
+
+    def _bgr(self, luma: NDArray[np.uint8], blue: NDArray[np.uint8], red: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn planes [n, h, w] of one size into BGR [n, h, w, 3]; all as one tall picture."""
+        merged = cv2.merge([self._levels(luma, 219), self._levels(blue, 224), self._levels(red, 224)])
+        pixels: NDArray[np.uint8] = cv2.cvtColor(merged, cv2.COLOR_YUV2BGR)
+        return pixels.reshape(*luma.shape, 3)
+
+    def _levels(self, samples: NDArray[np.uint8], span: int) -> NDArray[np.uint8]:
+        """Return samples [n, h, w] over the full range, as one tall picture [n * h, w]."""
+        tall = np.ascontiguousarray(samples).reshape(-1, samples.shape[2])
+        levels: NDArray[np.uint8] = tall if self._full else cv2.LUT(tall, expanded(span))
+        return levels
+
+
+def _means(levels: NDArray[np.uint8], n: int) -> Series:
+    """Return the mean, 0 to 1, of each of n frames."""
+    rows = levels.reshape(n, -1)
+    totals: Series = cv2.reduce(rows, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[:, 0]
+    return totals / (255 * rows.shape[1])
+
+
+def _averaged(samples: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Average samples [n, h, w] to [n, rows, columns]; all frames at once, as one tall picture."""
+    n, _, width = samples.shape
+    tall = samples.reshape(-1, width)
+    method = cv2.INTER_AREA if columns <= width else cv2.INTER_NEAREST
+    small: NDArray[np.uint8] = cv2.resize(tall, (columns, n * rows), interpolation=method)
+    return small.reshape(n, rows, columns)
+
+
+# ---- held frames -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A frame of which pictures can still be made: its planes upright and halved, its lines at full size for the crop box.
+
+    Attributes:
+        planes: luma, difference of blue, difference of red, uint8.
+        lines: rows and columns of luma over the full range.
+        size: (height, width) of the frame, upright with square pixels.
+        matrix: from planes to red, green and blue, [3, 4].
+        standard: whether levels are in the standard range already, not in PQ.
+    """
+
+    planes: tuple[NDArray[np.uint8], ...]
+    lines: Lines
+    size: tuple[int, int]
+    matrix: NDArray[np.float32]
+    standard: bool
+
+    def picture(self, box: Box, side: int, least: int = 2) -> Picture:
+        """Make an RGB picture [Y, X, 3] of what is inside a box, with square pixels and a short side of at most `side`.
+
+        No side is shorter than `least`: of a ribbon, pixels are stretched.
+        """
+        inside = [cropped(plane, scaled_box(box, self.size, (plane.shape[0], plane.shape[1]))) for plane in self.planes]
+        height, width = (max(least, length) for length in fitted(box[2:], min(side, *inside[0].shape)))
+        pixels = cv2.merge([shrunk(plane, height, width) for plane in inside])
+        picture: Picture = cv2.transform(pixels, self.matrix)
+        return picture if self.standard else cv2.LUT(picture, standard_range())
+
+
+def hold(planes: Planes, size: tuple[int, int], matrix: Matrix, side: int) -> Held:
+    """Hold a frame for pictures whose short side is at most `side`.
+
+    Args:
+        planes: of the frame.
+        size: (height, width) of the frame, upright with square pixels.
+        matrix: the signs of its display matrix.
+        side: the largest that `Held.picture` is asked for.
+    """
+    stored = [planes.luma, planes.blue, planes.red]
+    while min(stored[0].shape) >= 2 * side and min(stored[1].shape) > 1:
+        stored = [_halved(plane) for plane in stored]
+    # Copies, also where nothing is done: a view would keep the frame.
+    shallow = [np.array(plane if planes.depth == 8 else plane >> (planes.depth - 8), dtype=np.uint8) for plane in stored]
+    return Held(
+        planes=tuple(upright(plane, matrix) for plane in shallow),
+        lines=_lines(planes).upright(matrix),
+        size=size,
+        matrix=_to_rgb(planes.space, planes.full),
+        standard=planes.transfer != PQ,
+    )
+
+
+def fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Return the size of a picture of a shape (height, width) whose short side is at most `side`; even, and never empty."""
+    scale = min(1.0, side / min(shape))
+    return max(2, round(shape[0] * scale / 2) * 2), max(2, round(shape[1] * scale / 2) * 2)
+
+
+def shrunk(plane: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Bring a plane to a size: by halves, each the mean of four, and linearly for the rest; areas take seven times as long."""
+    while plane.shape[0] >= 2 * height and plane.shape[1] >= 2 * width:
+        plane = _halved(plane)
+    return plane if plane.shape[:2] == (height, width) else cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _halved(plane: Any) -> Any:
+    height, width = plane.shape[0] // 2, plane.shape[1] // 2
+    return cv2.resize(plane[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _lines(planes: Planes) -> Lines:
+    """Take the lines of a frame as it is stored; luma over the full range."""
+    depth, plane = planes.depth - 8, planes.luma
+    if is_open(plane, (DARKEST if planes.full else 16 + DARKEST) << depth):
+        return open_lines(*plane.shape)
+    stored = lines_of(plane)
+    rows, columns = ((levels >> depth).astype(np.uint8) if depth else levels for levels in (stored.rows, stored.columns))
+    if not planes.full:
+        rows, columns = cv2.LUT(rows, expanded(219)), cv2.LUT(columns, expanded(219))
     return Lines(rows=rows, columns=columns)
 
 
-def _full_range(frame: Any) -> bool:
-    return bool(frame.format.name.startswith("yuvj") or int(frame.color_range) == 2)
-
-
-def _samples(plane: Any, depth: int, step: int) -> NDArray[np.uint8]:
-    """Take every `step`-th sample of a plane as 8 bits."""
-    lines = np.frombuffer(plane, dtype=np.uint8 if depth == 8 else "<u2").reshape(plane.height, -1)
-    taken = lines[::step, : plane.width : step]
-    return np.ascontiguousarray(taken if depth == 8 else (taken >> (depth - 8)).astype(np.uint8))
+@cache
+def expanded(span: int) -> NDArray[np.uint8]:
+    """Return the table that spreads samples over 0 to 255 which begin at 16 and span so many levels."""
+    return np.clip((np.arange(256) - 16) * 255 / span, 0, 255).round().astype(np.uint8)
 
 
 @cache
-def _expanded(low: int, span: int) -> NDArray[np.uint8]:
-    """Return the table that spreads limited-range samples over 0 to 255."""
-    return np.clip((np.arange(256) - low) * 255 / span, 0, 255).round().astype(np.uint8)
+def _to_rgb(space: int, full: bool) -> NDArray[np.float32]:
+    """Return the matrix [3, 4] from luma and the differences of blue and red, uint8, to red, green and blue (ITU-T H.273)."""
+    red, blue = _WEIGHTS.get(space, (0.299, 0.114))
+    green = 1 - red - blue
+    matrix = np.array(
+        [
+            [1, 0, 2 * (1 - red)],
+            [1, -2 * (1 - blue) * blue / green, -2 * (1 - red) * red / green],
+            [1, 2 * (1 - blue), 0],
+        ]
+    )
+    matrix = matrix * (1 if full else np.array([255 / 219, 255 / 224, 255 / 224]))
+    offset = matrix @ np.array([0 if full else 16, 128, 128])
+    return np.concatenate([matrix, -offset[:, None]], axis=1).astype(np.float32)

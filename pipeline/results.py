@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from pipeline.tables import from_parquet, parquet_notes, to_parquet
 
 TENSORS = "tensors_sha256"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @cache
@@ -56,12 +56,7 @@ class StageResults:
         """Commit one part; tell its name."""
         keys = "\n".join(f"{outcome.key} {outcome.attempt}" for outcome in outcomes)
         name = f"{self.folder}/{partition}-{hashlib.sha256(keys.encode()).hexdigest()[:16]}"
-        # Copies, since a safetensors file refuses tensors that share memory.
-        tensors = {
-            f"{o.key}/{label}": tensor.clone(memory_format=torch.contiguous_format)
-            for o in outcomes
-            for label, tensor in o.tensors.items()
-        }
+        tensors = {f"{o.key}/{label}": tensor for o in outcomes for label, tensor in o.tensors.items()}
         notes = {TENSORS: self._put_tensors(f"{name}.safetensors", tensors)} if tensors else {}
         kind = _row_type(self.value_type)
         rows = [kind(key=o.key, attempt=o.attempt, failure=o.failure, value=o.value) for o in outcomes]
@@ -80,8 +75,8 @@ class StageResults:
 
     def _put_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
         """Write tensors unless another worker has; return the sha256 of what is there."""
-        data = safetensors.torch.save(tensors)
-        return hashlib.sha256(data).hexdigest() if self.store.put_once(name, data) else self.store.sha256(name)
+        written, digest, _ = self.store.put_stream(lambda _: name, safetensors_blocks(tensors))
+        return digest if written else self.store.sha256(name)
 
     def read(self, parts: Iterable[str]) -> Iterator[tuple[str, Outcome[Any]]]:
         """Read the outcomes of parts, each with the name of its part; their tensors stay on disk.
@@ -140,6 +135,24 @@ class LatestOutcomes:
         name = tensor_file(self.part_of(key))
         file = self._files.setdefault(name, TensorFile(self.results.store, name))
         return file.read(f"{key}/{label}")
+
+
+def safetensors_blocks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """Give the bytes of a safetensors file, a tensor at a time; the library's own `save` holds all of them twice.
+
+    They are the bytes that `save` gives: the widest types first, which keeps each aligned, and then by name.
+    """
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header, at = {}, 0
+    for name in ordered:
+        tensor, end = tensors[name], at + tensors[name].nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        yield tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def tensor_file(part: str) -> str:

@@ -2,18 +2,20 @@
 
 The server (`python -m pipeline.sandbox`) loads the decoders once and no torch, and keeps one child forked ahead, so that a call
 waits for neither a fork nor an exit. A child gets an open file and nothing else, works under limits on memory and time and a
-filter of system calls, and answers over a pipe with JSON and raw arrays (nothing is unpickled). A crash, a hang or a bomb ends
-the child and is told as a failure; the server and every other call are unharmed. A child never outlives its server, nor a
-server the process that started it.
+filter of system calls, and answers over a pipe with raw arrays, each as soon as it is there, and JSON (nothing is unpickled).
+The answer is spooled to a file without a name and mapped from there, so neither side holds it in memory of its own. A crash, a
+hang or a bomb ends the child and is told as a failure; the server and every other call are unharmed. A child never outlives its
+server, nor a server the process that started it.
 
     this process ── request, file, pipe ──► server ── the same ──► child, one a call
                  ◄── pid, status ──────────        ◄── exit ──────
-                 ◄── length, JSON, arrays (pipe) ─────────────────
+                 ◄── arrays, JSON, lengths (pipe) ────────────────
 """
 
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import gc
 import importlib
 import json
@@ -28,6 +30,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,18 +39,25 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from packing.errors import InputError
+from packing.errors import InputError, StoreError
 from pipeline import seccomp
 
 Arrays = Mapping[str, NDArray[Any]]
+Answer = bytes | bytearray | mmap.mmap
 Options = TypeVar("Options")
 Seccomp = Literal["auto", "off", "require"]
 MESSAGE = 1 << 20
 SHORT_OF_MEMORY = "decoding needs more memory than is allowed"
 OPENCV_NO_MEMORY = -4
+# For the C library of GNU; others pass over it. A child begins with no memory of its own, and a fault for every page costs more
+# than using it: take huge pages where the kernel has them, and keep what is freed.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=33554432:glibc.malloc.mmap_threshold=33554432"
 UNCONFINED = "unconfined"
 OUT_OF_MEMORY = 3  # how a child ends that cannot even tell so
-TAIL = 8  # bytes at the end of an answer, which say how long it is
+PIPE = 1 << 20  # bytes that a child can be ahead with its answer
+TAIL = 16  # bytes at the end of an answer, which say how long its JSON is, and all before them
+ALIGNED = 8  # an array begins at a multiple of so many bytes
+ANSWERED = 1024  # bytes of an answer for every byte of the file, on top of what a child may hold, are too many
 BYTES_PER_S = 20e6  # a file is allowed the time to be read at this speed, on top of everything else
 LOOK_S = 0.5  # how often the progress of a child that says nothing is looked at
 # What the server inherits of its environment: a decoder has no use for the keys and tokens of the job.
@@ -115,6 +125,7 @@ class Sandbox:
         Raises:
             DecodeError: the function refused the file, or the child crashed, hung, or ran out of memory.
             InputError: system calls must be filtered and the kernel does not filter them.
+            StoreError: there is no room for the answer in the folder for temporary files.
         """
         size = os.fstat(file.fileno()).st_size
         longest_s = limits.deadline_s(size, limits.longest_s)
@@ -122,6 +133,7 @@ class Sandbox:
         request = json.dumps({"task": task, "options": dataclasses.asdict(options), "limits": told}).encode()
         reading, writing = os.pipe()
         try:
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE)
             channel = self._channel()
             assert self._progress is not None
             self._progress.reset()
@@ -129,10 +141,12 @@ class Sandbox:
             os.close(writing)
             writing = -1
             pid, child = _started(channel)
-            try:
-                answer, cut = _read_all(reading, child, limits, size, self._progress)
-            finally:
-                os.close(child)
+            with tempfile.TemporaryFile() as spool:
+                try:
+                    cut = _read_all(reading, spool.fileno(), child, limits, size, self._progress)
+                finally:
+                    os.close(child)
+                answer = _spooled(spool)
             status = None if _is_complete(answer) else _status(channel, pid)
         except (OSError, ValueError) as error:
             self.close()  # the server itself died: the next call starts another
@@ -203,7 +217,7 @@ class Progress:
 
 def _server_environment() -> dict[str, str]:
     # One thread each: these libraries start threads at import, and a fork must find the server with one.
-    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLIBC_TUNABLES": MALLOC}
     inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     return {**inherited, **quiet, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
@@ -227,35 +241,50 @@ def _status(channel: socket.socket, pid: int) -> int:
     raise ConnectionError("it has closed its channel")
 
 
-def _read_all(reading: int, child: int, limits: Limits, size: int, progress: Progress) -> tuple[bytearray, DecodeError | None]:
-    """Read a child's answer to its end and kill the child, also at its deadline and when it answers more than it may hold."""
+def _read_all(
+    reading: int, spool: int, child: int, limits: Limits, size: int, progress: Progress
+) -> DecodeError | StoreError | None:
+    """Move a child's answer to a file, to its end, and kill the child, also at its deadline and when it answers too much."""
     started = time.monotonic()
-    answer, cut, more = bytearray(), None, True
+    moved, more = 0, True
+    cut: DecodeError | StoreError | None = None
     while more:
         elapsed_s = time.monotonic() - started
         allowed_s = limits.deadline_s(size, progress.read())
         ready, _, _ = select.select([reading], [], [], min(LOOK_S, max(0.0, allowed_s - elapsed_s)))
         if ready:
-            block = os.read(reading, 1 << 20)
-            answer += block
-            more = bool(block)
-        if len(answer) > limits.memory_bytes + MESSAGE:
-            cut, more = DecodeError("memory", "the decoder answers more than it may hold"), False
+            try:
+                count = os.splice(reading, spool, PIPE)
+            except OSError as error:  # a full disk is not the fault of the file
+                cut = StoreError(f"cannot keep what is decoded in {tempfile.gettempdir()}: {error.strerror}")
+                break
+            moved += count
+            more = count > 0
+        if moved > limits.memory_bytes + MESSAGE + ANSWERED * size:
+            cut, more = DecodeError("memory", "the decoder answers more than such a file can hold"), False
         elif elapsed_s >= allowed_s and more:
             cut, more = DecodeError("timeout", f"decoding took longer than {allowed_s:.3g} s"), False
-    if not cut and not _is_complete(answer):
+    if not cut and not _is_complete(os.pread(spool, TAIL, max(0, moved - TAIL)), moved):
         select.select([child], [], [], 1.0)  # it is dying: how, it tells only when it may finish
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(child, signal.SIGKILL)
-    return answer, cut
+    return cut
 
 
-def _is_complete(answer: bytearray) -> bool:
+def _spooled(spool: BinaryIO) -> Answer:
+    """Return what a file without a name holds; what is large stays there, mapped."""
+    length = spool.seek(0, os.SEEK_END)
+    spool.seek(0)
+    return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_COPY) if length > MESSAGE else bytearray(spool.read())
+
+
+def _is_complete(answer: Answer, size: int | None = None) -> bool:
     """Tell whether an answer is whole as its last bytes say, so that nobody need wait for how its child ends."""
-    return 4 <= int.from_bytes(answer[-TAIL:], "little") == len(answer) - TAIL
+    length = len(answer) if size is None else size
+    return length > TAIL and int.from_bytes(answer[-8:], "little") == length - TAIL
 
 
-def _result(answer: bytearray, cut: DecodeError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
+def _result(answer: Answer, cut: DecodeError | StoreError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
     if cut:
         raise cut
     if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
@@ -279,30 +308,25 @@ def _result(answer: bytearray, cut: DecodeError | None, status: int | None) -> t
     return facts, arrays
 
 
-def _packed(header: dict[str, Any], arrays: Arrays) -> list[bytes]:
-    header["arrays"] = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps({"facts": {}, "failure": None, **header}).encode()
-    parts = [len(text).to_bytes(4, "little"), text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())]
-    return [*parts, sum(len(part) for part in parts).to_bytes(TAIL, "little")]
-
-
-def _unpacked(answer: bytearray) -> tuple[dict[str, Any], Arrays]:
+def _unpacked(answer: Answer) -> tuple[dict[str, Any], Arrays]:
     """Take an answer apart; a child that was taken over may write anything, so nothing of it is believed.
 
     Raises:
-        ValueError: it is not what `_packed` makes.
+        ValueError: it is not what `Answering` writes.
     """
-    at = 4 + int.from_bytes(answer[:4], "little")
-    header = json.loads(answer[4:at])
-    arrays = {}
+    end = len(answer) - TAIL
+    start = end - int.from_bytes(answer[end : end + 8], "little")
+    header = json.loads(answer[max(0, start) : max(0, end)])
+    arrays, at = {}, 0
     for name, kind, shape in header["arrays"]:
         dtype = np.dtype(str(kind))
         if dtype.kind not in "uif" or not all(isinstance(side, int) and side >= 0 for side in shape):
             raise ValueError(f"array {name!r} is of {kind!r} and {shape!r}")
+        at += -at % ALIGNED
         arrays[str(name)] = np.frombuffer(answer, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
         at += arrays[str(name)].nbytes
-    if at != len(answer) - TAIL:
-        raise ValueError(f"{len(answer)} bytes, of which {at} are accounted for")
+    if at != start:
+        raise ValueError(f"{start} bytes of arrays, of which {at} are accounted for")
     return header, arrays
 
 
@@ -419,7 +443,7 @@ def _warm_up(task: Task, options: dict[str, Any]) -> None:
             pictures = [media.Scaler(1).rgb(frame, 8, 8) for _, frame in media.decoded(container, stream)]
         assert pictures
         file.seek(0)
-        task.function(file, task.options(**options))
+        task.function(file, task.options(**options), lambda *_: None)
     gc.collect()
     gc.freeze()  # a child's collector that walks over all that is loaded here would copy it page by page
 
@@ -441,11 +465,12 @@ def _child(tasks: dict[str, Task], server: int, inlet: socket.socket) -> None:
         _limit(limits, one_process=not task.reopens and request["options"]["threads"] == 1)
         confined = limits.seccomp != "off" and seccomp.confine(may_read_files=task.reopens)
         with os.fdopen(answer, "wb") as out, os.fdopen(file, "rb") as source:
+            answering = Answering(out)
             if limits.seccomp == "require" and not confined:
-                out.writelines(_packed({"failure": UNCONFINED}, {}))
+                answering.end({}, UNCONFINED)
             else:
                 source.seek(0)  # the offset is shared with the parent and with earlier calls
-                out.writelines(_answer(task, source, request["options"]))
+                _answer(task, source, request["options"], answering)
         code = 0
     except MemoryError:
         code = OUT_OF_MEMORY
@@ -467,12 +492,32 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _answer(task: Task, source: BinaryIO, options: dict[str, Any]) -> list[bytes]:
+class Answering:
+    """Writes an answer: arrays as they come, then JSON that tells of them, then its length and that of all."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._listed, self._size = out, list[list[Any]](), 0
+
+    def send(self, name: str, array: NDArray[Any]) -> None:
+        """Write one array."""
+        gap = bytes(-self._size % ALIGNED)
+        self._out.writelines([gap, np.ascontiguousarray(array).data])
+        self._listed.append([name, array.dtype.str, list(array.shape)])
+        self._size += len(gap) + array.nbytes
+
+    def end(self, facts: Mapping[str, Any], failure: object = None) -> None:
+        """Write the rest."""
+        text = json.dumps({"facts": facts, "failure": failure, "arrays": self._listed}).encode()
+        lengths = len(text), self._size + len(text)
+        self._out.writelines([text, *(length.to_bytes(8, "little") for length in lengths)])
+
+
+def _answer(task: Task, source: BinaryIO, options: dict[str, Any], answering: Answering) -> None:
     from pipeline.media import MediaError
 
+    facts, failure = {}, None
     try:
-        facts, arrays = task.function(source, task.options(**options))
-        return _packed({"facts": facts}, arrays)
+        facts = task.function(source, task.options(**options), answering.send)
     except MediaError as error:
         failure = {"error": error.error, "message": str(error)}
     except MemoryError:
@@ -483,8 +528,9 @@ def _answer(task: Task, source: BinaryIO, options: dict[str, Any]) -> list[bytes
         failure = {"error": "memory" if short else "io", "message": str(error)}
     except Exception as error:  # foreign decoders raise anything; the parent shall know what
         short = getattr(error, "code", None) == OPENCV_NO_MEMORY
-        failure = {"error": "memory" if short else "decoder_crash", "message": f"{type(error).__name__}: {error}"[:500]}
-    return _packed({"failure": failure}, {})
+        told = SHORT_OF_MEMORY if short else f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        failure = {"error": "memory" if short else "decoder_crash", "message": told}
+    answering.end(facts, failure)
 
 
 def _limit(limits: Limits, *, one_process: bool) -> None:

@@ -11,10 +11,9 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.crop import Box, cropped, scaled_box
-from pipeline.media import MediaError, Picture, Scaler, decoded, display_matrix, load_image, opened, sniff, upright
+from pipeline.media import MediaError, Picture, Scaler, Send, decoded, display_matrix, load_image, opened, sniff, upright
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +36,24 @@ class Span:
     threads: int
 
 
-def read_span(file: BinaryIO, span: Span) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read chosen frames of a source at training size.
+def read_span(file: BinaryIO, span: Span, send: Send) -> dict[str, Any]:
+    """Read chosen frames of a source at training size, and return which `reader` read.
 
     decord reads when it is asked to and counts as many frames as the scan did; PyAV reads otherwise.
 
-    Returns:
-        Which `reader` read, and `frames` uint8 [F, Y, X, 3].
+    Args:
+        file: the source.
+        span: which frames, and at what size.
+        send: is given `frames` uint8 [F, Y, X, 3].
     """
     container = sniff(file.read(4096)) or ""
     file.seek(0)
     if container == "image":
-        picture = load_image(file, 1 << 40)
-        return {"reader": "pillow"}, {"frames": _to_training_size(picture, span)[None]}
-    if span.reader == "decord" and (frames := _decord_span(file, span)) is not None:
-        return {"reader": "decord"}, {"frames": frames}
-    return {"reader": "pyav"}, {"frames": _pyav_span(file, container, span)}
+        send("frames", _to_training_size(load_image(file, 1 << 40), span)[None])
+        return {"reader": "pillow"}
+    frames = _decord_span(file, span) if span.reader == "decord" else None
+    send("frames", _pyav_span(file, container, span) if frames is None else frames)
+    return {"reader": "pyav" if frames is None else "decord"}
 
 
 def _decord_span(file: BinaryIO, span: Span) -> Picture | None:

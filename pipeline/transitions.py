@@ -12,13 +12,16 @@ windows in seconds of presentation time, whatever the frame rate. Three rules:
 
 Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
 
-Legend: N frames, K values of a tiny picture (cells × blue, green, red), levels 0 to 255.
+Legend: N frames, K values of a tiny picture (blue, green, red × cells), levels 0 to 255.
 """
 
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, linear_regression, median
+from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +38,7 @@ ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
 _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
-_NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
+_NEARBY_S = np.linspace(-REACH_S, REACH_S, 11).tolist()
 _MEAN = np.full(CELLS[0] * CELLS[1] * 3, 1 / (CELLS[0] * CELLS[1] * 3), np.float32)
 
 
@@ -53,66 +56,73 @@ class Reel:
 
     Attributes:
         first: number of the oldest frame that is kept.
-        end: number of the frame that comes next.
-        times: presentation times in seconds.
-        cells: tiny pictures, float32 [.., K].
+        times: presentation times in seconds. This and what follows are lists because single values are asked for, all the time.
         change: mean absolute difference of each frame from the one before, in levels.
         apart: least such difference of a frame before from a frame not before this one, of those at most `FLASH_S` apart.
         path: sum of `change` up to each frame.
         spread: standard deviation inside each picture, mean over colours, in levels; next to 0 for a picture of one colour.
+        cells: tiny pictures, float32 [.., K].
     """
 
     first: int = 0
-    end: int = 0
-    times: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
+    times: list[float] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
+    path: list[float] = field(default_factory=list)
+    spread: list[float] = field(default_factory=list)
     cells: Cells = field(default_factory=lambda: np.zeros((_CAPACITY, CELLS[0] * CELLS[1] * 3), np.float32))
-    change: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
-    apart: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
-    path: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
-    spread: Series = field(default_factory=lambda: np.zeros(_CAPACITY))
 
-    def add(self, time_s: float, picture: NDArray[np.uint8]) -> None:
-        """Add the next frame, uint8 [rows, columns, 3] of any size."""
-        if self.end - self.first == _CAPACITY:
+    @property
+    def end(self) -> int:
+        """Number of the frame that comes next."""
+        return self.first + len(self.times)
+
+    def add(self, times_s: Sequence[float], pictures: NDArray[np.uint8]) -> None:
+        """Add the next frames, uint8 [n, *CELLS, 3], few of them."""
+        n = len(times_s)
+        if len(self.times) + n > _CAPACITY:
             self._forget(_CAPACITY // 5)
-        tiny = cv2.resize(picture, CELLS[::-1], interpolation=cv2.INTER_AREA)
-        at = self.end - self.first
-        self.times[at], self.cells[at] = time_s, tiny.ravel()
-        self.spread[at] = sum(cv2.meanStdDev(tiny)[1].ravel().tolist()) / 3
-        self.end += 1
-        if at:
-            change = float(np.abs(self.cells[at] - self.cells[at - 1]) @ _MEAN)
-            self.change[at] = self.apart[at] = change
-            self.path[at] = self.path[at - 1] + change
+        at = len(self.times)
+        self.cells[at : at + n] = pictures.transpose(0, 3, 1, 2).reshape(n, -1)
+        new, before = self.cells[at : at + n], self.cells[max(0, at - 1) : at + n - 1]
+        change = (np.abs(new[-len(before) :] - before) @ _MEAN).tolist() if len(before) else []
+        change = [0.0] * (n - len(change)) + change  # the first of all has not changed
+        self.times += times_s
+        self.change += change
+        self.apart += change
+        self.path += itertools.accumulate(change[1:], initial=change[0] + (self.path[-1] if self.path else 0.0))
+        self.spread += new.reshape(n, 3, -1).std(axis=2).mean(axis=1).tolist()
 
     def part(self, number: int) -> None:
         """Find out how far apart the two sides of a frame are, if it sticks out; the frames that follow it must be there."""
         at = number - self.first
-        change, known = self.change[at], self.change[: self.end - self.first]
-        if change < 1.5 or change < 1.5 * known[[at - 1, min(at + 1, len(known) - 1)]].min():
+        change, last = self.change[at], len(self.change) - 1
+        if change < 1.5 or change < 1.5 * min(self.change[at - 1], self.change[min(at + 1, last)]):
             return
         low, high = self.back(number, FLASH_S) - self.first, self.ahead(number - 1, FLASH_S) - self.first + 1
         sides = np.arange(at - 1, low - 1, -1), np.arange(at, high)
         earlier, later = (side[:: 1 + len(side) // 10] for side in sides)  # at high rates not all, but these two
         differences = np.abs(self.cells[earlier, None] - self.cells[None, later]) @ _MEAN
-        near = self.times[later] - self.times[earlier, None] <= FLASH_S + 1e-6
-        self.apart[at] = min(change, differences.min(where=near, initial=255))
+        times = np.array(self.times[low:high])
+        near = times[later - low] - times[earlier - low, None] <= FLASH_S + 1e-6
+        self.apart[at] = min(change, float(differences.min(where=near, initial=255)))
 
     def back(self, number: int, seconds: float) -> int:
         """Return the first frame at most so many seconds before a frame, at least the one before it where there is one."""
         at = number - self.first
-        low = int(self.times[:at].searchsorted(self.times[at] - seconds - 1e-6))
+        low = bisect_left(self.times, self.times[at] - seconds - 1e-6, 0, at)
         return self.first + max(0, min(max(low, at - int(DENSEST_FPS * seconds)), at - 1))
 
     def ahead(self, number: int, seconds: float) -> int:
         """Return the last frame at most so many seconds after a frame, at least the one after it where there is one."""
-        at, count = number - self.first, self.end - self.first
-        high = at + int(self.times[at:count].searchsorted(self.times[at] + seconds + 1e-6)) - 1
-        return self.first + min(count - 1, max(min(high, at + int(DENSEST_FPS * seconds)), at + 1))
+        at = number - self.first
+        high = bisect_left(self.times, self.times[at] + seconds + 1e-6, at) - 1
+        return self.first + min(len(self.times) - 1, max(min(high, at + int(DENSEST_FPS * seconds)), at + 1))
 
     def _forget(self, count: int) -> None:
-        for kept in (self.times, self.cells, self.change, self.apart, self.path, self.spread):
-            kept[:-count] = kept[count:]
+        for kept in (self.times, self.change, self.apart, self.path, self.spread):
+            del kept[:count]
+        self.cells[: len(self.times)] = self.cells[count : count + len(self.times)]
         self.first += count
 
 
@@ -124,18 +134,19 @@ def cut_strength(reel: Reel, number: int) -> float:
 
     Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
     """
-    at, count = number - reel.first, reel.end - reel.first
-    apart = float(reel.apart[at])
-    if apart < 1.5 or apart < 0.12 * reel.change[at]:
+    at = number - reel.first
+    apart = reel.apart[at]
+    # Next to what is far greater and no cut it is the flicker of a flash.
+    if apart < 1.5 or apart < 0.12 * max(reel.change[at - 1 : at + 2]):
         return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
-    high = min(count, max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1)
-    others = np.concatenate([reel.apart[low:at], reel.apart[at + 1 : high]])
-    others = np.sort(others[others > 0.02])  # a repeated frame says nothing
+    high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
+    # A repeated frame says nothing.
+    others = sorted(change for change in reel.apart[low:at] + reel.apart[at + 1 : high] if change > 0.02)
     # Not the largest: there may be other cuts nearby.
-    usual = others[3 * len(others) // 4] if len(others) else 0.0
-    full = float(np.clip(reel.spread[at - 1 : at + 1].max(), 3, 15))
-    return float(apart / max(usual, 0.3) * min(1.0, apart / full))
+    usual = others[3 * len(others) // 4] if others else 0.0
+    full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
+    return apart / max(usual, 0.3) * min(1.0, apart / full)
 
 
 # ---- ramps -------------------------------------------------------------------------------------------------------------
@@ -155,18 +166,22 @@ def ramp_at(reel: Reel, number: int, low: int, high: int) -> Transition | None:
         return None
     first, end = max(low, reel.back(number, REACH_S)), min(high, reel.ahead(number, REACH_S) + 1)
     inside = slice(first - reel.first, end - reel.first)
-    times, cells = reel.times[inside], reel.cells[inside]
-    usual = float(np.median(np.abs(direction))) + 0.5
+    times, cells = np.array(reel.times[inside]), reel.cells[inside]
+    usual = _middle(np.abs(direction)) + 0.5
     # What changes far more than the rest moves in front of the scene.
     weights = np.where(np.abs(direction) < 4 * usual, direction / (direction**2 + usual**2), 0)
-    progress = (cells @ weights / (direction @ weights)).astype(np.float64)
-    progress -= progress[number - first]
-    ends = _ends(times, progress, number - first)
+    progress = cells @ weights / (direction @ weights)
+    ends = _ends(times.tolist(), progress.tolist(), number - first)
     if ends is None:
         return None
     start, stop = ends
     share = _share(times, cells, start, stop)
     return Transition(start=first + start + 1, end=first + stop) if share else None
+
+
+def _middle(values: Cells) -> float:
+    """Return about the median; numpy's own takes four times as long."""
+    return float(np.sort(values)[len(values) // 2])
 
 
 def _direction(reel: Reel, number: int, low: int, high: int) -> Cells | None:
@@ -190,14 +205,14 @@ def _direction(reel: Reel, number: int, low: int, high: int) -> Cells | None:
 
 def _stirs(reel: Reel, before: int, number: int, after: int) -> bool:
     """Tell whether more changes around a frame than at some other time nearby: what changes all the time is no ramp."""
-    change = float(reel.path[after] - reel.path[before])
+    times, path = reel.times, reel.path
+    change = path[after] - path[before]
     if change < 0.5:
         return False
-    times = reel.times[: reel.end - reel.first]
-    marks = times.searchsorted(times[number] + _NEARBY_S).clip(max=len(times) - 1)
-    seconds = np.diff(times[marks])
-    calm = np.diff(reel.path[marks])[seconds > 0] / seconds[seconds > 0]
-    return not calm.size or bool(calm.min() < 0.7 * change / float(times[after] - times[before]))
+    least, last = 0.7 * change / (times[after] - times[before]), len(times) - 1
+    marks = [min(bisect_left(times, times[number] + offset_s), last) for offset_s in _NEARBY_S]
+    spans = [(a, b) for a, b in itertools.pairwise(marks) if times[a] < times[b]]
+    return not spans or any(path[b] - path[a] < least * (times[b] - times[a]) for a, b in spans)
 
 
 def _moves_on(reel: Reel, before: int, after: int) -> bool:
@@ -208,43 +223,43 @@ def _moves_on(reel: Reel, before: int, after: int) -> bool:
     return bool(2 * np.count_nonzero(size > 0.4 * full) >= size.size)
 
 
-def _share_of(times: Series, first: int, middle: int, last: int) -> float:
-    return float((times[middle] - times[first]) / (times[last] - times[first]))
+def _share_of(times: Sequence[float], first: int, middle: int, last: int) -> float:
+    return (times[middle] - times[first]) / (times[last] - times[first])
 
 
-def _ends(times: Series, progress: Series, middle: int) -> tuple[int, int] | None:
+def _ends(times: Sequence[float], progress: Sequence[float], middle: int) -> tuple[int, int] | None:
     """Return the last frame before and the first frame after a steady rise of `progress` around a frame, or None.
 
     The rise ends where it is slower than a third of its pace in the middle; the levels on both sides and its pace give when.
     """
-    before, after = max(0, int(times.searchsorted(times[middle] - 0.081))), int(times.searchsorted(times[middle] + 0.081)) - 1
-    before, after = min(before, middle - 1), max(after, middle + 1)
+    before = min(bisect_left(times, times[middle] - 0.081), middle - 1)
+    after = max(bisect_left(times, times[middle] + 0.081) - 1, middle + 1)
     pace = (progress[after] - progress[before]) / (times[after] - times[before])
     if pace <= 0:
         return None
     start = _walk(times, progress, middle, -1, 0.35 * pace)
     stop = _walk(times, progress, middle, 1, 0.35 * pace)
     nearly = 0.25 * (progress[stop] - progress[start])  # beyond that it goes on otherwise: a fade turns round
-    level = np.abs(progress - progress[start]) <= nearly, np.abs(progress - progress[stop]) <= nearly
-    low = float(np.median(progress[level[0] & (times >= times[start] - 0.25) & (times <= times[start])]))
-    high = float(np.median(progress[level[1] & (times >= times[stop]) & (times <= times[stop] + 0.25)]))
+    sides = range(bisect_left(times, times[start] - 0.25), start + 1), range(stop, bisect_right(times, times[stop] + 0.25))
+    low, high = (
+        median(progress[number] for number in side if abs(progress[number] - progress[end]) <= nearly)
+        for side, end in zip(sides, (start, stop), strict=True)
+    )
     rise = high - low
-    core = np.arange(start, stop + 1)
-    core = core[(progress[core] > low + 0.15 * rise) & (progress[core] < high - 0.15 * rise)]
-    if rise <= 0 or len(core) < 1:
+    core = [number for number in range(start, stop + 1) if low + 0.15 * rise < progress[number] < high - 0.15 * rise]
+    if rise <= 0 or not core:
         return None
-    middle_s, middle_at = float(times[core].mean()), float(progress[core].mean())
-    away = times[core] - middle_s
-    steady = float(away @ progress[core] / (away @ away)) if len(core) > 1 else pace
+    core_times, core_progress = ([series[number] for number in core] for series in (times, progress))
+    middle_s, middle_at = fmean(core_times), fmean(core_progress)
+    steady = linear_regression(core_times, core_progress).slope if len(core) > 1 else pace
     if not 0.5 * pace < steady < 2 * pace:
         return None
     start_s, stop_s = middle_s - (middle_at - low) / steady, middle_s + (high - middle_at) / steady
-    start = int(np.searchsorted(times, start_s + 1e-3)) - 1
-    stop = int(np.searchsorted(times, stop_s - 1e-3))
+    start, stop = bisect_left(times, start_s + 1e-3) - 1, bisect_left(times, stop_s - 1e-3)
     return (max(0, start), min(len(times) - 1, stop)) if stop - start > 2 else None
 
 
-def _walk(times: Series, progress: Series, at: int, step: int, least: float) -> int:
+def _walk(times: Sequence[float], progress: Sequence[float], at: int, step: int, least: float) -> int:
     """Go on from a frame, forwards or backwards, while `progress` rises at least so much a second.
 
     To the next frame, or over the next tenth of a second: single frames may be repeated, and a fade may be about to turn round.
@@ -254,8 +269,7 @@ def _walk(times: Series, progress: Series, at: int, step: int, least: float) -> 
         to = at + step
         while to != last and abs(times[to] - times[at]) < 0.1 - 1e-6:
             to += step
-        ahead = [at + step, to]
-        if ((progress[ahead] - progress[at]) / (times[ahead] - times[at])).max() < least:
+        if max((progress[there] - progress[at]) / (times[there] - times[at]) for there in (at + step, to)) < least:
             break
         at += step
     return at
@@ -268,12 +282,12 @@ def _share(times: Series, cells: Cells, start: int, stop: int) -> float:
     """
     a, b = cells[start], cells[stop]
     size = np.abs(b - a)
-    spread_a, spread_b = (float(picture.reshape(-1, 3).std(axis=0).mean()) for picture in (a, b))
+    spread_a, spread_b = (float(picture.reshape(3, -1).std(axis=1).mean()) for picture in (a, b))
     full = min(15.0, max(3.0, spread_a, spread_b))
     changes = size > max(1.0, 0.25 * float(size.mean()))
     # Black bars take no part.
-    seen = max(0.25, float((np.maximum(a, b).reshape(-1, 3).max(axis=1) > 12).mean()))
-    if np.median(size) < full or changes.mean() < 0.65 * seen:
+    seen = max(0.25, float((np.maximum(a, b).reshape(3, -1).max(axis=0) > 12).mean()))
+    if _middle(size) < full or changes.mean() < 0.65 * seen:
         return 0.0
     shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)
     goes = changes & (np.abs(cells[start : stop + 1] - a - shares * (b - a)).mean(axis=0) < 0.12 * size + 0.3)
@@ -294,7 +308,7 @@ def _differ(a: Cells, b: Cells, least: float) -> bool:
     That is so if no gain from 0.6 to 1.6 and offset turns most of one into most of the other, up to `least` levels.
     """
     kept = np.ones(len(a) // 3, np.bool_)
-    before, after = a.reshape(-1, 3), b.reshape(-1, 3)
+    before, after = a.reshape(3, -1).T, b.reshape(3, -1).T
     for _ in range(3):
         x, y = before[kept], after[kept]
         gain = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / max(float(x.var()), 1e-3), 0.6, 1.6))
@@ -322,19 +336,18 @@ def _agreed(seen: Sequence[Transition]) -> tuple[int, int]:
 
 def _faded(reel: Reel, span: tuple[int, int]) -> tuple[int, int]:
     """Widen a span that has a picture of next to one colour in it or beside it to all of the fade that this belongs to."""
-    spread = reel.spread[: reel.end - reel.first]
+    spread, times = reel.spread, reel.times
     low, high = max(0, span[0] - 1 - reel.first), min(reel.end - 1, span[1]) - reel.first
     near = max(0, low - 2), min(len(spread), high + 3)
-    plain = near[0] + int(spread[near[0] : near[1]].argmin())
-    if spread[plain] > max(ONE_COLOUR, 0.2 * spread[low : high + 1].max()):
+    plain = min(range(*near), key=spread.__getitem__)
+    if spread[plain] > max(ONE_COLOUR, 0.2 * max(spread[low : high + 1])):
         return span
-    times = reel.times[: reel.end - reel.first]
     before = _fade_end(times[plain::-1], spread[plain::-1], max(0, plain - low))
     after = _fade_end(times[plain:], spread[plain:], max(0, high - plain))
     return min(span[0], plain - before + 1 + reel.first), max(span[1], plain + after + reel.first)
 
 
-def _fade_end(times: Series, spread: Series, at: int) -> int:
+def _fade_end(times: Sequence[float], spread: Sequence[float], at: int) -> int:
     """Return how many frames after the first, which is of one colour, a fade has brought all of a picture, at least `at`.
 
     A fade brings structure at a steady pace; where there is none yet, or no more, it has not begun, or is over.
@@ -376,14 +389,16 @@ class Transitions:
     ramps: list[list[Transition]] = field(default_factory=list)  # each as it was seen from some frames inside
     given: int = 0  # end of the last transition that was given away
 
-    def take(self, time_s: float, picture: NDArray[np.uint8]) -> list[Transition]:
-        """Take the next frame; return the transitions that are certain now, in order.
+    size: ClassVar[tuple[int, int]] = CELLS
+
+    def take(self, times_s: Sequence[float], pictures: NDArray[np.uint8]) -> list[Transition]:
+        """Take the next few frames; return the transitions that are certain now, in order.
 
         Args:
-            time_s: its presentation time.
-            picture: uint8 BGR [rows, columns, 3], small.
+            times_s: their presentation times.
+            pictures: uint8 BGR [n, *size, 3].
         """
-        self.reel.add(time_s, picture)
+        self.reel.add(times_s, pictures)
         self._decide(final=False)
         return list(self._certain(final=False))
 
@@ -391,12 +406,6 @@ class Transitions:
         """Return the remaining transitions when all frames were taken."""
         self._decide(final=True)
         return list(self._certain(final=True))
-
-    @property
-    def stirred(self) -> bool:
-        """Whether the last frame may turn out to be the first of a shot: much changed in it."""
-        change = self.reel.change[: self.reel.end - self.reel.first]
-        return len(change) > 1 and bool(change[-1] > max(3.0, 2 * change[-2]))
 
     def _decide(self, *, final: bool) -> None:
         reel = self.reel
@@ -467,16 +476,17 @@ class Transitions:
     def _flashes(self, start: int, end: int) -> bool:
         """Tell whether frames `[start, end)` between two cuts are a flash of one colour, with what glimmers through it."""
         first, last = start - self.reel.first, min(end, self.reel.end - 1) - self.reel.first
-        inside, outside = self.reel.spread[first : end - self.reel.first], self.reel.spread[[max(0, first - 1), last]]
+        spread = self.reel.spread
+        inside, outside = spread[first : end - self.reel.first], max(spread[max(0, first - 1)], spread[last])
         brief = self.reel.times[last] - self.reel.times[first] < FLASH_S
-        return bool(brief and inside.min() < ONE_COLOUR and inside.max() < 0.7 * outside.max())
+        return brief and min(inside) < ONE_COLOUR and max(inside) < 0.7 * outside
 
     def _one_colour(self, start: int, end: int, most: float = ONE_COLOUR) -> bool:
         """Tell whether frames `[start, end)` are of one colour, up to a spread, and few."""
         first, last = start - self.reel.first, min(end, self.reel.end - 1) - self.reel.first
         if self.reel.times[last] - self.reel.times[first] > ONE_COLOUR_S:
             return False
-        return bool((self.reel.spread[first : end - self.reel.first] < most).all())
+        return all(spread < most for spread in self.reel.spread[first : end - self.reel.first])
 
     def _closed(self, found: Transition, known: int) -> bool:
         """Tell whether a transition cannot grow any more, when all before frame `known` is known."""

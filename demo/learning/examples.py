@@ -19,7 +19,8 @@ from demo import scenes
 from demo.defects import text_overlay, watermark
 from demo.scenes import BACKGROUNDS, COLOURS, LONGEST_STRETCH_S, MOTIONS, SHAPES, Picture, Pictures, Scene, draw_scene, render
 from packing.geometry import fit_frame
-from pipeline.scan import PICTURES_PER_S, evenly
+from pipeline.scan import PICTURES_PER_S
+from pipeline.shots import evenly
 
 FRAMES = 8  # of a clip, at most, as the split samples them
 SIDE_PX = 64  # short side that the split keeps, and the models' square

@@ -24,7 +24,7 @@ class Split(Stage[Source, SplitResult]):
     """One source to many clips, in a process of its own."""
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     reads: ClassVar[tuple[str, ...]] = ()
     value: ClassVar[type[Any]] = SplitResult
     crash: ClassVar[str] = "decoder_crash"
@@ -71,7 +71,7 @@ class Split(Stage[Source, SplitResult]):
         return Outcome(
             key=source.key,
             value=SplitResult(**{**facts, "clips": clips, "quirks": tuple(facts["quirks"])}),
-            tensors={names.get(name, name): torch.from_numpy(array.copy()) for name, array in arrays.items()},
+            tensors={names.get(name, name): torch.from_numpy(array) for name, array in arrays.items()},
         )
 
     def _clip(self, source: Source, facts: Mapping[str, Any], clip: Mapping[str, Any]) -> Clip:

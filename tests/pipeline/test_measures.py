@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import measures
-from pipeline.measures import MEASURES, Meter, View
+from pipeline.measures import CELLS, MEASURES, View
 
 Picture = NDArray[np.uint8]
 HEIGHT, WIDTH = 96, 144
@@ -45,6 +45,7 @@ def view(pictures: Sequence[Picture], *, fps: float = 4.0, **changes: Any) -> Vi
     change = np.array([0.0, *(np.abs(b.astype(float) - a).mean() / 255 for a, b in pairwise(pictures))])
     fields = {
         "pictures": np.stack(pictures),
+        "cells": np.stack([cv2.resize(p, (WIDTH * CELLS // HEIGHT, CELLS), interpolation=cv2.INTER_AREA) for p in pictures]),
         "times_s": np.arange(len(pictures)) / fps,
         "light": light,
         "change": change,
@@ -196,14 +197,6 @@ def test_a_cut_stands_out_and_a_moment_of_a_moving_shot_does_not() -> None:
     assert measures.cut_confidence(view([flat(9)], change=moving, before=moving)) == 0
     assert measures.cut_confidence(view([flat(9)], change=np.array([0.3]), before=np.array([0.3]))) == 0
     assert measures.cut_confidence(view([flat(9)], change=moving, before=np.zeros(0))) == 1
-
-
-def test_the_meter_follows_light_and_change_of_every_frame() -> None:
-    meter = Meter()
-    for value in (0, 51, 51):
-        meter.take(np.full((4, 6), value, np.uint8), np.full((4, 6, 3), value, np.uint8))
-    assert meter.light == pytest.approx([0, 0.2, 0.2])
-    assert meter.change == pytest.approx([0, 0.2, 0])
 
 
 # ---- overlays and text ---------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from packing.store import Store
 from pipeline.records import Outcome, ScoreResult, failed
-from pipeline.results import DTYPES, LatestOutcomes, StageResults
+from pipeline.results import DTYPES, LatestOutcomes, StageResults, safetensors_blocks
 
 
 @pytest.fixture
@@ -117,3 +118,18 @@ def test_a_failure_message_is_cut_to_a_readable_length() -> None:
     outcome: Outcome[ScoreResult] = failed("a", "x", "long " * 1000)
     assert outcome.failure is not None
     assert len(outcome.failure.message) == 500
+
+
+def test_tensors_are_written_one_by_one_as_the_library_would_write_them_all() -> None:
+    tensors = {
+        "b": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+        "a": torch.arange(30, dtype=torch.uint8).reshape(2, 5, 3),
+        "é/z": torch.arange(4, dtype=torch.float64),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+        "view": torch.arange(12, dtype=torch.float32)[::2],
+    }
+    whole = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    blocks = list(safetensors_blocks(tensors))
+    assert b"".join(blocks) == whole
+    assert len(blocks) == 1 + len(tensors)
