@@ -33,7 +33,7 @@ from pipeline.media import (
 from pipeline.planes import fitted, planes_of, shrunk
 from pipeline.shots import Shots
 
-PICTURES_PER_S = 4  # frames that are held for the models
+PICTURES_PER_S = 8  # frames that are held for the models at the beginning of a shot; later half of them, and less
 
 
 @dataclass(frozen=True, kw_only=True)

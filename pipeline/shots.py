@@ -21,6 +21,7 @@ from pipeline.media import Matrix, Send
 from pipeline.planes import FRAMES, Held, Planes, Strip, hold
 from pipeline.transitions import Transition
 
+AT_FIRST = 16  # frames of a shot that are held at the first pace
 STIRS = 3.0  # levels that luma changes by in what may be the first frame of a shot
 
 
@@ -67,7 +68,7 @@ class Shots:
             self._watched = number + self.pictures_per_clip
         if stirred or number % self._pace == 0 or number < self._watched:
             self._held[number] = hold(planes, size, matrix, max(self.side_px, measures.SIDE))
-            self._thin_out()
+            self._slow_down(number)
         if self._strip.count == FRAMES:
             self._develop()
 
@@ -144,7 +145,10 @@ class Shots:
             seconds=seconds,
         )
 
-    def _thin_out(self) -> None:
+    def _slow_down(self, number: int) -> None:
+        """Hold fewer frames of a shot that goes on: its clips are long, and the frames of what is held shall not be too many."""
+        if self._pace == self.first_pace and number - self._start >= self.first_pace * AT_FIRST:
+            self._pace *= 2
         if len(self._held) > 64 * self.pictures_per_clip:
             self._pace *= 2
             first, *others = self._held
