@@ -23,6 +23,7 @@ from packing.prefetch import GRAIN, BufferPool, read_ahead
 from packing.store import Store
 
 Write = Callable[..., Manifest]
+few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # torch says it on a machine with one
 
 
 def threads() -> list[str]:
@@ -258,6 +259,7 @@ def test_a_torch_data_loader_resumes_with_the_state_of_its_dataset(corpus: str) 
     assert same(next(iter(DataLoader(again, batch_size=None))), next(batches))
 
 
+@few_cores
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_of_a_torch_data_loader_give_the_same_batches(corpus: str, workers: int) -> None:
     plain = ShardLoader(corpus, global_batch=4, rank=1, world_size=2)
@@ -267,6 +269,7 @@ def test_workers_of_a_torch_data_loader_give_the_same_batches(corpus: str, worke
     assert [same(one, other) and one.step == other.step for one, other in pairs] == [True] * count
 
 
+@few_cores
 def test_batches_of_spawned_workers_are_resumed_by_any_number_of_them(corpus: str) -> None:
     expected = list(itertools.islice(ShardLoader(corpus, global_batch=4), 9))
     loader = ShardLoader(corpus, global_batch=4)
