@@ -56,9 +56,8 @@ def lines_of(luma: NDArray[Any]) -> Lines:
 
 def _in_blocks(luma: NDArray[Any]) -> NDArray[Any]:
     """Average evenly spread rows of a plane [N, X] in blocks, [B, X]."""
-    step = len(luma) // SAMPLES
-    first, each = (len(luma) - step * (SAMPLES - 1)) // 2, SAMPLES // BLOCKS
-    taken = luma[first::step][:SAMPLES].astype(np.uint16 if luma.itemsize == 1 else np.uint32)
+    each, places = SAMPLES // BLOCKS, (2 * np.arange(SAMPLES) + 1) * len(luma) // (2 * SAMPLES)
+    taken = luma[places].astype(np.uint16 if luma.itemsize == 1 else np.uint32)
     total = functools.reduce(np.add, (taken[number::each] for number in range(each)))
     return (total // each).astype(luma.dtype)
 
