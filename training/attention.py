@@ -1,9 +1,10 @@
 """Attention inside each segment of a packed sequence, and never across two of them.
 
 Invariant: no value of one segment can reach the output of another, so a clip trains the same whatever shares its row.
-Cost: the sum of q_length * k_length over segments, never the square of the packed length, and no mask is built.
+Cost: the sum of q_length * k_length over segments, never the square of the packed length, and no mask is built; but for
+short segments in half precision on the CPU, which are filled up to the longest, since there the number of calls is the cost.
 
-Shapes: S query tokens, M key tokens, s segments, N heads, h head width.
+Shapes: S query tokens, M key tokens, s segments, L tokens of the longest segment, N heads, h head width.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from itertools import groupby, pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SHORT = 512  # tokens of a segment that may be filled up
+MOST_FILLED = 4  # times the work that the segments themselves are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,13 @@ class Segments:
         segments = torch.arange(len(self.lengths), device=self.device)
         return segments.repeat_interleave(lengths, output_size=self.offsets[-1])
 
+    @cached_property
+    def filled(self) -> Tensor:
+        """The token numbers of every segment, int64 [s, L]; a shorter one ends in copies of the number after the last token."""
+        starts, lengths = (torch.tensor(values, device=self.device) for values in (self.offsets[:-1], self.lengths))
+        steps = torch.arange(max(self.lengths), device=self.device)
+        return torch.where(steps < lengths[:, None], starts[:, None] + steps, self.offsets[-1])
+
     def prepended(self) -> "Segments":
         """The same table after one more token has been put in front of every segment."""
         return Segments(offsets=tuple(o + i for i, o in enumerate(self.offsets)), device=self.device)
@@ -59,15 +70,20 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_s
     """Softmax attention of q [S, N, h] over k, v [M, N, h], segment i of q seeing segment i of k alone: [S, N, h].
 
     Segment i may have different lengths in q and k (cross-attention); a segment with queries needs a key. Half
-    precision on CUDA takes the varlen flash kernel, all else `split` and SDPA per segment. Written without a GPU at
-    hand: the tests cover the second path only.
+    precision on CUDA takes the varlen flash kernel, on the CPU one product over segments that are filled up if they are short.
+    All else is `split` and SDPA per segment in fp32: the backward pass of torch's bf16 kernel for the CPU takes three to ten
+    times as long. Written without a GPU at hand: the tests do not cover the varlen kernel.
     """
     if q.shape[0] == 0:
         # A rank without tokens must still reach q, k and v in backward, or DDP waits for their gradients for ever.
         return q + (k.sum() + v.sum()) * 0
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if half and q.is_cuda:
         return _varlen_attention(q, k, v, q_segments, k_segments)
-    return _split_attention(q, k, v, q_segments, k_segments)
+    if half and _worth_filling(q_segments.lengths, k_segments.lengths):
+        return _filled_attention(q, k, v, q_segments, k_segments)
+    with torch.autocast(q.device.type, enabled=False):  # it would bring the three back to half precision
+        return _split_attention(q.float(), k.float(), v.float(), q_segments, k_segments).to(v.dtype)
 
 
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_segments: Segments) -> Tensor:
@@ -77,6 +93,29 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_s
     out = varlen_attn(q, k, v, cu_q, cu_k, max(q_segments.lengths), max(k_segments.lengths))
     assert isinstance(out, Tensor)
     return out
+
+
+def _worth_filling(q_lengths: Sequence[int], k_lengths: Sequence[int]) -> bool:
+    longest = max(q_lengths), max(k_lengths)
+    work = sum(q_length * k_length for q_length, k_length in zip(q_lengths, k_lengths, strict=True))
+    return max(longest) <= SHORT and len(q_lengths) * longest[0] * longest[1] <= MOST_FILLED * work
+
+
+def _filled_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_segments: Segments) -> Tensor:
+    there = q_segments.filled < q_segments.offsets[-1]  # [s, L of q]
+    missing = k_segments.filled == k_segments.offsets[-1]  # [s, L of k]
+    q, k, v = _filled(q, q_segments), _filled(k, k_segments), _filled(v, k_segments)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [s, N, L of q, L of k]
+    weights = scores.masked_fill(missing[:, None, None], torch.finfo(scores.dtype).min).softmax(dim=-1)
+    y: Tensor = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(0, 1)  # [s * L of q, N, h]
+    return y.index_select(0, there.flatten().nonzero().squeeze(1))  # [S, N, h]
+
+
+def _filled(x: Tensor, segments: Segments) -> Tensor:
+    """Lay out x [S, N, h] by segments, with zeros behind the shorter ones: [s, N, L, h]."""
+    with_zeros = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+    laid_out = with_zeros.index_select(0, segments.filled.flatten())  # [s * L, N, h]
+    return torch.unflatten(laid_out, 0, tuple(segments.filled.shape)).transpose(1, 2)
 
 
 def _split_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_segments: Segments) -> Tensor:

@@ -154,9 +154,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
     }
 
 
-def restore_optimizers(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     """Give optimizers the state that `optimizer_tensors` returned; learning rate and decay stay as they have them.
 
     Raises:

@@ -17,11 +17,22 @@ class DiTConfig:
     depth: int = 4
     heads: int = 4
     mlp_ratio: float = 4.0
+    # What the last layer says of a token, from which the velocity follows. The velocity holds all the noise of a token, so the
+    # width must not be less than a token's numbers; a clean token needs what the data holds (arXiv 2511.13720, section 4.2).
+    predict: Literal["velocity", "clean"] = "velocity"
+    # By what each latent channel is multiplied before noise is added, none for 1 each: a channel that hardly shows in the
+    # pictures should be small, so that the model learns it last and at little cost to the others.
+    channel_scale: list[float] = field(default_factory=list)
+    # Beside rotary positions and cross-attention, which a short training is slow to make use of:
+    absolute_positions: bool = False  # add to each token where it stands in its clip, as shares of the clip's extents
+    pooled_text: bool = False  # modulate by the mean of the caption's features too
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
+        if min(self.channel_scale, default=1.0) <= 0:
+            raise ValueError(f"model.channel_scale must be positive numbers, not {self.channel_scale}")
         if self.width % (2 * self.heads):
             raise ValueError(f"model.width {self.width} must be an even multiple of model.heads {self.heads}")
         if self.head_width < MIN_HEAD_WIDTH:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from packing.errors import ConfigError
 from packing.tokens import clip_generator
+
+LEAST_TIME = 0.05  # of training on clean tokens: the clamp of arXiv 2511.13720, section 4.3
 
 Velocity = Callable[[Tensor, float], Tensor]  # (tokens [S, D], t) -> velocity [S, D]
 
@@ -35,6 +38,7 @@ def noise_batch(
     seed: int,
     epoch: int,
     shift: float = 1.0,
+    least_time: float = 0.0,
     places: Tensor | None = None,
 ) -> Noised:
     """Move each clip of clean [S, D] to its own time: x_t = (1 - t) x_0 + t eps, with target v = eps - x_0.
@@ -48,10 +52,11 @@ def noise_batch(
         seed: of noise and times.
         epoch: noise and times are others in each.
         shift: of times towards noise.
+        least_time: earlier times become this one (`LEAST_TIME` for a model that predicts clean tokens).
         places: which tokens of the whole clips are there, int64 [S] (`packing.tokens.kept_places`); all without it. A token
             gets the noise that it has in its whole clip.
     """
-    times = [clip_time(seed, epoch, clip_id, shift) for clip_id in clip_ids]
+    times = [max(least_time, clip_time(seed, epoch, clip_id, shift)) for clip_id in clip_ids]
     t = torch.tensor(times, dtype=torch.float32)  # [s]
     noise = [clip_noise(seed, epoch, clip_id, n, clean.shape[1]) for clip_id, n in zip(clip_ids, lengths, strict=True)]
     eps = torch.cat([torch.zeros(0, clean.shape[1]), *noise])
@@ -77,6 +82,26 @@ def clip_noise(seed: int, epoch: int, clip_id: str, tokens: int, width: int) -> 
 def shift_time(t: float, shift: float) -> float:
     """Move t in 0..1 towards noise for shift > 1: a t / (1 + (a - 1) t) (SD3, arXiv 2403.03206, section 5.3.2)."""
     return shift * t / (1 + (shift - 1) * t)
+
+
+def channel_factors(scale: Sequence[float], channels: int, token_dim: int) -> Tensor:
+    """Return by what every number of a token (C, pt, ph, pw) is multiplied, [D], given one factor for each of C channels.
+
+    Raises:
+        ConfigError: there is not one factor a channel.
+    """
+    if len(scale) not in (0, channels):
+        raise ConfigError(f"model.channel_scale has {len(scale)} numbers, the latents of these shards have {channels} channels")
+    return torch.tensor(scale or [1.0] * channels).repeat_interleave(token_dim // channels)
+
+
+def velocity_from_clean(noised: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity [S, D] that leads from clean tokens to the noised ones at times t [S, 1] above 0: (x_t - x_0) / t.
+
+    A loss on it weighs the error of the clean token by 1 / t², which trains better than the error itself (x-prediction under
+    v-loss: arXiv 2511.13720, sections 3.2 and 4.2). An Euler step from t to 0 ends on the clean tokens, whatever t is.
+    """
+    return (noised.float() - clean.float()) / t
 
 
 def loss_sum(velocity: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The diffusion transformer: tokens of packed clips in, their velocities out.
+"""The diffusion transformer: tokens of packed clips in, velocities out, as the last layer says or as clean tokens imply.
 
 - adaLN-Zero: every block begins as the identity and the whole model as zero (DiT, arXiv 2212.09748, section 3.2).
 - Full attention inside each clip, rotary positions over (t, h, w), queries and keys normalised per head.
@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.tokens import kept_places, positions
+from packing.tokens import fractional_positions, kept_places, positions
 from training.attention import Segments, segment_attention
 from training.config import DiTConfig
+from training.flow import velocity_from_clean
 from training.rope import rotary_angles, rotate
 
 TIME_FREQUENCIES = 128
+POSITION_FREQUENCIES = 8  # two to an octave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class DiT(nn.Module):
         self.embed_tokens = nn.Linear(token_dim, config.width)
         self.embed_text = TextEmbedding(text_width, config.width)
         self.embed_time = TimeEmbedding(config.width)
+        self.embed_position = PositionEmbedding(config.width) if config.absolute_positions else None
+        self.embed_caption = CaptionEmbedding(text_width, config.width) if config.pooled_text else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.width, token_dim)
 
@@ -59,16 +63,15 @@ class DiT(nn.Module):
 
         Args:
             tokens: the tokens of s clips, one clip after the other.
-            t: time of each clip [s], 0 data and 1 noise.
+            t: time of each clip [s], 0 data and 1 noise; above 0 for a model that predicts clean tokens.
             cu_seqlens: where the clips begin and end in `tokens`, int [s+1].
             grid: the token grid (t, h, w) of each whole clip, int [s, 3].
             text: caption features [M, text_width], unpadded, one caption a clip; an empty one means no condition.
             cu_text: where the captions begin and end in `text`, int [s+1].
             kept: the number of each token in its own whole clip, int [S]; without it, no token is missing.
         """
-        where = positions(grid.cpu())  # of all tokens of whole clips
-        if kept is not None:
-            where = where[kept_places(kept.cpu(), cu_seqlens.cpu(), grid.cpu())]  # [S, 3]
+        places = slice(None) if kept is None else kept_places(kept.cpu(), cu_seqlens.cpu(), grid.cpu())
+        where = positions(grid.cpu())[places]  # [S, 3]
         layout = Layout(
             tokens=Segments.of(cu_seqlens, tokens.device),
             keys=Segments.of(cu_text, tokens.device).prepended(),
@@ -76,11 +79,18 @@ class DiT(nn.Module):
         )
         x = self.embed_tokens(tokens)  # [S, D]
         keys = self.embed_text(text, layout.keys)  # [M + s, D]
-        condition = F.silu(self.embed_time(t))  # [s, D]
+        condition = self.embed_time(t)  # [s, D]
+        if self.embed_position is not None:
+            x = x + self.embed_position(fractional_positions(grid.cpu())[places].to(tokens.device))
+        if self.embed_caption is not None:
+            condition = condition + self.embed_caption(text, Segments.of(cu_text, tokens.device))
+        condition = F.silu(condition)
         for block in self.blocks:
             x = block(x, condition, keys, layout)
-        velocity: Tensor = self.head(x, condition, layout.tokens)
-        return velocity  # [S, token_dim]
+        predicted: Tensor = self.head(x, condition, layout.tokens)  # [S, token_dim]
+        if self.config.predict == "velocity":
+            return predicted
+        return velocity_from_clean(tokens, predicted, spread(t[:, None], layout.tokens))
 
 
 class Block(nn.Module):
@@ -167,6 +177,38 @@ class TimeEmbedding(nn.Module):
         return embedding
 
 
+class PositionEmbedding(nn.Module):
+    """Sinusoids of fractional positions, each axis with its own, and a linear layer (NaViT, arXiv 2307.06304, section 2.1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(3 * 2 * POSITION_FREQUENCIES, width)
+
+    def forward(self, shares: Tensor) -> Tensor:
+        """Return the embedding [S, D] of positions [S, 3] as shares of a clip's extents."""
+        octaves = torch.arange(POSITION_FREQUENCIES, device=shares.device) / 2  # from half a turn over the whole extent
+        angles = (shares[:, :, None] * math.pi * 2**octaves).flatten(1)  # [S, 3 · POSITION_FREQUENCIES]
+        embedding: Tensor = self.project(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedding
+
+
+class CaptionEmbedding(nn.Module):
+    """The mean of a caption's features and a linear layer, for the modulation (as in SD3, arXiv 2403.03206, section 4)."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(text_width)
+        self.project = nn.Linear(text_width, width)
+
+    def forward(self, text: Tensor, captions: Segments) -> Tensor:
+        """Return the embedding [s, D] of caption features [M, E]; that of a caption without tokens is the bias alone."""
+        lengths = torch.tensor(captions.lengths, device=text.device)
+        sums = torch.zeros(len(lengths), text.shape[1], device=text.device)
+        sums = sums.index_add(0, captions.segment_of_token, self.norm(text.float()))
+        embedding: Tensor = self.project(sums / lengths.clamp(min=1)[:, None])
+        return embedding
+
+
 class Head(nn.Module):
     """The last modulated norm and the projection back to tokens, zero at first."""
 
@@ -176,10 +218,10 @@ class Head(nn.Module):
         self.out = zeroed(nn.Linear(width, token_dim))
 
     def forward(self, x: Tensor, condition: Tensor, tokens: Segments) -> Tensor:
-        """Return the velocity [S, token_dim] of x [S, D]."""
+        """Return the prediction [S, token_dim] of x [S, D]."""
         shift, scale = self.modulation(condition).chunk(2, dim=-1)  # [s, D] each
-        velocity: Tensor = self.out(modulate(x, shift, scale, tokens))
-        return velocity
+        predicted: Tensor = self.out(modulate(x, shift, scale, tokens))
+        return predicted
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, tokens: Segments) -> Tensor:

@@ -25,7 +25,7 @@ from packing.manifest import Manifest, TextEncoderFacts
 from packing.text import Backend, TextEncoder, load_text_encoder
 from packing.tokens import unpatchify
 from training.checkpoint import find_checkpoint, load_dit, read_progress
-from training.flow import Velocity, clip_noise, euler_sample, guide
+from training.flow import Velocity, channel_factors, clip_noise, euler_sample, guide
 from training.model import DiT
 
 Frames = NDArray[np.uint8]
@@ -69,6 +69,7 @@ class VideoSampler:
         self._config = progress.job.train
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_dit(folder, progress).to(self._device)
+        self._factors = channel_factors(progress.job.model.channel_scale, self.manifest.channels, self.manifest.token_dim)
         self._codec = matching_codec(self.manifest)
 
     @torch.inference_mode()
@@ -101,7 +102,8 @@ class VideoSampler:
         with torch.autocast(self._device, torch.bfloat16, enabled=self._config.precision == "bf16"):
             velocity = guided_velocity(self._model, text, shape.grid, guidance)
             tokens = euler_sample(velocity, noise, steps=steps, shift=self._config.timestep_shift)  # [n, D]
-        return self._codec.decode(unpatchify(tokens.cpu(), shape.grid, self.manifest.patch, self.manifest.channels))
+        latent = unpatchify(tokens.cpu() / self._factors, shape.grid, self.manifest.patch, self.manifest.channels)
+        return self._codec.decode(latent)
 
 
 def sample_video(checkpoint: Path | str, prompt: str, **options: Any) -> Frames:

@@ -36,7 +36,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainConfig, TrainJob
-from training.flow import loss_sum, noise_batch
+from training.flow import LEAST_TIME, channel_factors, loss_sum, noise_batch
 from training.meter import Meter, StepReport
 from training.model import DiT
 from training.muon import make_optimizers, set_rate
@@ -95,6 +95,7 @@ class _Run:
     parallel: nn.Module  # the model, or the model behind DDP
     optimizers: list[torch.optim.Optimizer]
     ema: dict[str, Tensor]
+    factors: Tensor  # [token_dim], of the latents
     step: int = 0
 
 
@@ -107,8 +108,18 @@ def _start(job: TrainJob, shards_url: str, ranks: Ranks) -> _Run:
     model = _new_model(job, loader).to(ranks.device)
     optimizers = _new_optimizers(config, model)
     ema = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    out = output_folder(config.out, shards_url, loader.manifest)
-    run = _Run(job=job, ranks=ranks, loader=loader, out=out, model=model, parallel=model, optimizers=optimizers, ema=ema)
+    manifest = loader.manifest
+    run = _Run(
+        job=job,
+        ranks=ranks,
+        loader=loader,
+        out=output_folder(config.out, shards_url, manifest),
+        model=model,
+        parallel=model,
+        optimizers=optimizers,
+        ema=ema,
+        factors=channel_factors(job.model.channel_scale, manifest.channels, manifest.token_dim).to(ranks.device),
+    )
     if newest := newest_checkpoint(run.out):
         _resume(run, newest)
     run.parallel = ranks.wrap(model)
@@ -189,12 +200,13 @@ def _accumulate_gradients(run: _Run, batch: Batch, step_tokens: float) -> Tensor
 def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
     device, config = run.ranks.device, run.job.train
     noised = noise_batch(
-        batch.latents.to(device, torch.float32),
+        batch.latents.to(device, torch.float32) * run.factors,
         batch.clip_ids,
         batch.grid.prod(dim=1).tolist(),
         seed=config.seed,
         epoch=batch.epoch,
         shift=config.timestep_shift,
+        least_time=LEAST_TIME if run.job.model.predict == "clean" else 0.0,
         places=None if batch.kept is None else kept_places(batch.kept, batch.cu_seqlens, batch.grid),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

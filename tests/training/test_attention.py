@@ -1,5 +1,7 @@
 """Attention stays within its segment, and packing changes no result."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,38 @@ def test_batching_equal_neighbours_gives_the_bits_of_attention_alone() -> None:
     q, k, v = random_qkv()
     alone = segment_attention(q[5:10], k[3:6], v[3:6], Segments.of([0, 5]), Segments.of([0, 3]))
     assert torch.equal(attend(q, k, v)[5:10], alone)
+
+
+def test_short_segments_in_half_precision_attend_as_in_full_precision() -> None:
+    q, k, v = (x.bfloat16() for x in random_qkv())
+    torch.testing.assert_close(attend(q, k, v).float(), dense(q.float(), k.float(), v.float()), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("q_lengths", [(5, 5, 2, 7), (600, 5, 2, 7)])
+def test_gradients_in_half_precision_are_those_of_dense_attention(q_lengths: tuple[int, ...]) -> None:
+    """Short segments are filled up to the longest, long ones are not: neither may change what is learned."""
+    q_segments, k_segments = (Segments.of([0, *accumulate(lengths)]) for lengths in (q_lengths, (3, 3, 1, 8)))
+    mask = q_segments.segment_of_token[:, None] == k_segments.segment_of_token[None]
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(n, 2, 8, generator=generator).bfloat16().requires_grad_() for n in (sum(q_lengths), 15, 15)]
+    exact = [x.detach().float().requires_grad_() for x in qkv]
+    segment_attention(*qkv, q_segments, k_segments).float().sin().sum().backward()
+    heads_first = [x.transpose(0, 1) for x in exact]
+    F.scaled_dot_product_attention(*heads_first, attn_mask=mask).sin().sum().backward()
+    for x, y in zip(qkv, exact, strict=True):
+        assert x.grad is not None
+        assert y.grad is not None
+        assert float((x.grad.float() - y.grad).norm() / y.grad.norm()) < 0.02
+
+
+def test_not_a_number_in_one_segment_stays_there_in_half_precision() -> None:
+    q, k, v = (x.bfloat16() for x in random_qkv())
+    before = attend(q, k, v)
+    k[6:7], v[6:7] = float("nan"), float("inf")  # of the third segment, which the others are longer than
+    after = attend(q, k, v)
+    assert torch.equal(after[:10], before[:10])
+    assert torch.equal(after[12:], before[12:])
+    assert after[10:12].isnan().all()
 
 
 @pytest.mark.parametrize("keys", [0, 4])

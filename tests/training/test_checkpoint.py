@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and hold everything."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_step_loader_job_and_manifest_come_back_equal(saved, progress: Progress)
     read = read_progress(saved[0])
     assert read == progress
     assert read.manifest.digest == progress.manifest.digest
+
+
+def test_a_checkpoint_that_does_not_say_what_its_model_predicts_predicts_velocities(saved) -> None:
+    state = saved[0] / "state.json"
+    facts = json.loads(state.read_text())
+    assert facts["config"]["model"].pop("predict")
+    state.write_text(json.dumps(facts))
+    assert read_progress(saved[0]).job.model.predict == "velocity"
 
 
 def test_sampling_gets_the_average_without_the_shards(saved, progress: Progress) -> None:

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.flow import Noised, euler_sample, guide, loss_sum, noise_batch, shift_time
+from packing.errors import ConfigError
+from packing.tokens import patchify
+from training.flow import (
+    Noised,
+    channel_factors,
+    euler_sample,
+    guide,
+    loss_sum,
+    noise_batch,
+    shift_time,
+    velocity_from_clean,
+)
 
 IDS, LENGTHS = ("a" * 32, "b" * 32, "c" * 32), (4, 2, 3)
 
@@ -56,6 +67,40 @@ def test_the_shift_moves_times_towards_noise_and_keeps_both_ends() -> None:
     assert shift_time(0.5, 3.0) == 0.75
     assert (shift_time(0.0, 3.0), shift_time(1.0, 3.0)) == (0.0, 1.0)
     assert shift_time(0.3, 1.0) == pytest.approx(0.3)
+
+
+def test_no_time_is_earlier_than_the_least_and_later_ones_stay() -> None:
+    clean, ids = torch.zeros(2000, 5), tuple(f"{number:032x}" for number in range(2000))
+    free = noise_batch(clean, ids, (1,) * 2000, seed=3, epoch=0)
+    bounded = noise_batch(clean, ids, (1,) * 2000, seed=3, epoch=0, least_time=0.3)
+    assert torch.equal(bounded.t, free.t.clamp(min=0.3))
+    assert float(free.t.min()) < 0.3
+    assert torch.equal(bounded.tokens, bounded.t[:, None] * bounded.target)
+
+
+def test_the_velocity_from_a_perfect_clean_prediction_is_the_target() -> None:
+    clean = torch.randn(9, 5)
+    batch = noise_batch(clean, IDS, LENGTHS, seed=3, epoch=0)
+    t = batch.t.repeat_interleave(torch.tensor(LENGTHS))[:, None]
+    torch.testing.assert_close(velocity_from_clean(batch.tokens, clean, t), batch.target, atol=1e-4, rtol=1e-5)
+
+
+def test_the_last_euler_step_ends_on_the_clean_prediction_itself() -> None:
+    clean, noise = torch.randn(6, 5), torch.randn(6, 5)
+    reached = euler_sample(lambda x, t: velocity_from_clean(x, clean, torch.full((6, 1), t)), noise, steps=30)
+    torch.testing.assert_close(reached, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_every_number_of_a_token_is_scaled_as_its_channel() -> None:
+    latent = torch.randn(3, 2, 4, 4)
+    scaled = patchify(latent, (2, 2, 2)) * channel_factors([1.0, 0.5, 0.1], 3, 24)
+    assert torch.equal(scaled, patchify(latent * torch.tensor([1.0, 0.5, 0.1])[:, None, None, None], (2, 2, 2)))
+    assert torch.equal(channel_factors([], 3, 24), torch.ones(24))
+
+
+def test_a_scale_for_other_channels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.channel_scale has 2 numbers"):
+        channel_factors([1.0, 0.5], 3, 24)
 
 
 def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from packing.tokens import fractional_positions
 from training import DiT, DiTConfig
+from training.attention import Segments
 
 GRIDS, TEXT_LENGTHS = [(2, 2, 3), (1, 2, 2), (1, 2, 2), (3, 1, 2)], [4, 0, 2, 1]
 TOKEN_DIM, TEXT_WIDTH = 6, 10
@@ -45,11 +48,14 @@ def batch() -> Packed:
     return pack(tokens, torch.tensor([0.1, 0.4, 0.6, 0.9]), GRIDS, text, TEXT_LENGTHS)
 
 
-@pytest.fixture
-def model() -> DiT:
+OPTIONS: list[dict[str, Any]] = [{}, {"predict": "clean", "absolute_positions": True, "pooled_text": True}]
+
+
+@pytest.fixture(params=OPTIONS, ids=["plain", "all options"])
+def model(request: pytest.FixtureRequest) -> DiT:
     """A model that has left its zero initialisation, so that every path has an effect."""
     torch.manual_seed(0)
-    dit = DiT(DiTConfig(width=32, depth=2, heads=2), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+    dit = DiT(DiTConfig(width=32, depth=2, heads=2, **request.param), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
     for parameter in dit.parameters():
         nn.init.normal_(parameter, std=0.1)
     return dit
@@ -58,6 +64,23 @@ def model() -> DiT:
 def test_a_new_model_outputs_zeros(batch: Packed) -> None:
     fresh = DiT(DiTConfig(), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
     assert not batch.run(fresh).any()
+
+
+def test_a_new_model_of_clean_tokens_predicts_zeros_and_so_the_way_from_them(batch: Packed) -> None:
+    fresh = DiT(DiTConfig(predict="clean"), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+    times = batch.t.repeat_interleave(batch.cu_seqlens.diff())[:, None]
+    torch.testing.assert_close(batch.run(fresh), batch.tokens / times)
+
+
+def test_a_model_of_clean_tokens_tells_the_way_from_what_a_model_of_velocities_would_say(batch: Packed, model: DiT) -> None:
+    said = {}
+    for predict in ("clean", "velocity"):
+        config = replace(model.config, predict=predict)
+        same = DiT(config, token_dim=TOKEN_DIM, text_width=TEXT_WIDTH)
+        same.load_state_dict(model.state_dict())
+        said[predict] = batch.run(same)
+    times = batch.t.repeat_interleave(batch.cu_seqlens.diff())[:, None]
+    torch.testing.assert_close(batch.tokens - times * said["clean"], said["velocity"], atol=1e-5, rtol=1e-5)
 
 
 def test_blocks_of_a_new_model_are_the_identity() -> None:
@@ -90,6 +113,22 @@ def test_kept_tokens_turn_by_the_angles_of_their_whole_clip(batch: Packed, model
     batch.run(model)
     run_kept(model, batch, [[0, 5, 7, 11], [3], [0, 1], [2, 4, 5]])
     assert torch.equal(angles[1], angles[0][[0, 5, 7, 11, 15, 16, 17, 22, 24, 25]])
+
+
+def test_absolute_positions_are_shares_of_the_whole_clip(batch: Packed) -> None:
+    """Twice as many tokens along every axis: those that stand at the same shares are given the same."""
+    embed = DiT(DiTConfig(absolute_positions=True), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH).embed_position
+    small, large = (embed(fractional_positions(torch.tensor([grid]))) for grid in ((1, 2, 2), (2, 4, 4)))
+    assert torch.equal(small, large[[0, 2, 8, 10]])
+    assert not torch.allclose(small[0], small[1], atol=1e-3)
+
+
+def test_the_pooled_caption_is_the_mean_of_its_features_and_nothing_for_none(batch: Packed) -> None:
+    embed = DiT(DiTConfig(pooled_text=True), token_dim=TOKEN_DIM, text_width=TEXT_WIDTH).embed_caption
+    text = torch.randn(3, TEXT_WIDTH)
+    pooled = embed(torch.cat([text, text[:1]]), Segments.of([0, 3, 3, 4]))
+    each = embed(text, Segments.of([0, 1, 2, 3]))
+    torch.testing.assert_close(pooled, torch.stack([each.mean(0), embed.project.bias, each[0]]))
 
 
 def test_clips_of_which_tokens_are_dropped_come_out_packed_as_alone(batch: Packed, model: DiT) -> None:
@@ -146,8 +185,9 @@ def test_every_weight_gets_a_gradient(batch: Packed, model: DiT) -> None:
         ({"width": 100, "heads": 8}, "model.width 100"),
         ({"width": 16, "heads": 4}, "less than 8"),
         ({"depth": 0}, "model.depth must be positive"),
+        ({"channel_scale": [1.0, 0.0]}, r"model\.channel_scale must be positive"),
     ],
 )
-def test_sizes_that_make_no_model_are_refused(settings: dict[str, int], message: str) -> None:
+def test_sizes_that_make_no_model_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DiTConfig(**settings)  # type: ignore[arg-type]
+        DiTConfig(**settings)

@@ -50,9 +50,11 @@ def test_guidance_without_text_changes_nothing(model: DiT) -> None:
     torch.testing.assert_close(strong, none, atol=1e-5, rtol=0)
 
 
-def test_an_overfitted_model_makes_the_clip_that_its_caption_names(corpus, job) -> None:
+@pytest.mark.parametrize("predict", ["velocity", "clean"])
+def test_an_overfitted_model_makes_the_clip_that_its_caption_names(corpus, job, predict) -> None:
     """The clips differ by the level of each channel: the sample's levels must be nearest to those of its own clip."""
-    folder = train(job(steps=250, global_batch=8, lr=3e-3, caption_drop=0.0, ema_decay=0.9), corpus(8))
+    settings = job(steps=250, global_batch=8, lr=3e-3, caption_drop=0.0, ema_decay=0.9)
+    folder = train(replace(settings, model=replace(settings.model, predict=predict)), corpus(8))
     dit = load_dit(folder, read_progress(folder))
     batch = next(iter(packing.ShardLoader(corpus(8), global_batch=8)))
     clips = list(batch.latents.float().split(batch.cu_seqlens.diff().tolist()))
@@ -64,6 +66,20 @@ def test_an_overfitted_model_makes_the_clip_that_its_caption_names(corpus, job) 
         sample = euler_sample(guided_velocity(dit, caption, GRID, 1.0), noise, steps=20)
         named.append(int((levels - sample.mean(0)).norm(dim=1).argmin()))
     assert named == list(range(len(clips)))
+
+
+def test_a_model_narrower_than_its_tokens_makes_clips_without_noise_only_if_it_predicts_clean_tokens(corpus, job) -> None:
+    """Tokens of 16 numbers, a width of 8: the clips, one level for each of 4 channels, fit through it, noise does not."""
+    settings = job(steps=300, global_batch=8, lr=1e-2, cooldown=0.5, caption_drop=0.0, ema_decay=0.9)
+    noise = {}
+    for predict in ("clean", "velocity"):
+        model = DiTConfig(width=8, depth=1, heads=1, predict=predict)
+        narrow = replace(settings, model=model, train=replace(settings.train, out=f"{settings.train.out}-{predict}"))
+        folder = train(narrow, corpus(8))
+        dit = load_dit(folder, read_progress(folder))
+        sample = euler_sample(guided_velocity(dit, torch.zeros(0, 12), GRID, 1.0), clip_noise(0, 0, "sample", 8, 16), steps=20)
+        noise[predict] = float(sample.unflatten(1, (4, 4)).std(dim=(0, 2)).mean())  # of a channel, about its level
+    assert noise["clean"] < 0.5 * noise["velocity"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def with_settings(job: TrainJob, **settings: object) -> TrainJob:
     return replace(job, train=replace(job.train, **settings))  # type: ignore[arg-type]
 
 
+def clean(job: TrainJob) -> TrainJob:
+    return replace(job, model=replace(job.model, predict="clean"))
+
+
 def command(shards: str, job: TrainJob) -> list[str]:
     """The arguments of the command line that stand for a job."""
     train = [f"train.{name}={value}" for name, value in vars(job.train).items()]
@@ -65,6 +69,19 @@ def test_a_resumed_run_repeats_the_losses_and_weights_of_an_undisturbed_one_bit_
     for name in ("model", "ema", "optimizer"):
         a, b = (load_file(tmp_path / run / "step-000007" / f"{name}.safetensors") for run in ("whole", "broken"))
         assert all(torch.equal(a[key], b[key]) for key in a.keys() | b.keys())
+
+
+def test_a_resumed_run_of_clean_tokens_repeats_the_losses_of_an_undisturbed_one(corpus, job, tmp_path) -> None:
+    whole = clean(job(steps=5, out=str(tmp_path / "whole")))
+    broken = with_settings(whole, out=str(tmp_path / "broken"))
+    undisturbed = losses(whole, corpus(20))
+    assert losses(with_settings(broken, steps=2), corpus(20)) + losses(broken, corpus(20)) == undisturbed
+
+
+def test_a_checkpoint_of_a_model_that_predicts_something_else_is_refused(corpus, job) -> None:
+    train(job(steps=1), corpus(8))
+    with pytest.raises(ConfigError, match="another model"):
+        train(clean(job(steps=2)), corpus(8))
 
 
 def test_two_runs_of_one_job_give_the_same_bits(corpus, job, tmp_path) -> None:
