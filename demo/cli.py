@@ -21,6 +21,9 @@ NATURAL = ROOT.parent / "shared" / "data" / "videos"  # beside a checkout, where
 OWN = ("world.", "samples=", "natural=")
 TRAINING = ("train.", "model.")
 FULL = ("world.videos=240", "samples=96")
+# Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, and few tokens, so that a
+# short training sees many clips. Two seconds are 48 tokens.
+SMALL = ("encode.max_pixels=4096", "pack.patch=[3,2,2]", "pack.length=256", "pack.kind=videos", "runner=local")
 
 
 @click.command()
@@ -39,23 +42,26 @@ def demo(folder: Path, overrides: tuple[str, ...], full: bool) -> None:
     own = [text for text in overrides if text.startswith(OWN)]
     config = load_config(DemoConfig, None, [*(FULL if full else ()), *own])
     training = [text for text in overrides if text.startswith(TRAINING)]
-    ingest = [text for text in overrides if text not in own and text not in training]
+    overrides = tuple(text for text in overrides if text not in own and text not in training)
     started = time.monotonic()
-    study = _corpus(folder, config, ingest)
+    study = _ingested(folder, config, overrides)
+    card = _scored(study, config)
+    _title("ingest again, for training: small clips, few tokens; only encoding and packing are done anew")
+    with study.timed("ingest for training"):
+        _ingest(study, [*overrides, *SMALL])
     checkpoints = folder / "checkpoints"
     _title("train")
     recipe = str(CONFIGS / ("train_demo_full.yaml" if full else "train_demo.yaml"))
     with study.timed("train"):
         _clipmill("train", str(study.run), recipe, f"train.out={checkpoints}", *training)
-    _title("sample and score")
-    card = _scored(study, config, checkpoints, folder)
+    card["samples"] = _sampled(study, config, checkpoints, folder)
     card["seconds"] = {**study.seconds, "total": round(time.monotonic() - started, 1)}
     (folder / "scorecard.json").write_text(json.dumps(card, indent=1) + "\n")
     _show(card, folder)
 
 
-def _corpus(folder: Path, config: "DemoConfig", overrides: Sequence[str]) -> "Study":
-    """Make the world and take it to packed shards."""
+def _ingested(folder: Path, config: "DemoConfig", overrides: Sequence[str]) -> "Study":
+    """Make the world, take it to packed shards and look at them."""
     from demo.scorecard import Study
     from demo.world import make_world
 
@@ -64,6 +70,17 @@ def _corpus(folder: Path, config: "DemoConfig", overrides: Sequence[str]) -> "St
     click.echo(f"{config.world.videos} videos of seed {config.world.seed}, drawn and encoded into {study.world}", err=True)
     with study.timed("world"):
         make_world(study.world, config.world)
+    _title("ingest")
+    with study.timed("ingest"):
+        _ingest(study, overrides)
+    for command in ("status", "stats", "verify"):
+        _title(command)
+        with study.timed(command):
+            _clipmill(command, str(study.run))
+    return study
+
+
+def _ingest(study: "Study", overrides: Sequence[str]) -> None:
     models = [
         f"score.model=local-dir:{WEIGHTS / 'clip'}",
         f"recaption.model={WEIGHTS / 'captioner'}",
@@ -71,33 +88,37 @@ def _corpus(folder: Path, config: "DemoConfig", overrides: Sequence[str]) -> "St
         f"embed.model=local-dir:{WEIGHTS / 'clip'}",
     ]
     world = [f"input.uri={study.world / 'videos'}", f"input.text={study.world / 'titles.csv'}", f"run={study.run}"]
-    for command in ("ingest", "status", "stats", "verify"):
-        _title(command)
-        with study.timed(command):
-            arguments = [str(CONFIGS / "demo.yaml"), *world, *models, *overrides] if command == "ingest" else [str(study.run)]
-            _clipmill(command, *arguments)
-    return study
+    _clipmill("ingest", str(CONFIGS / "demo.yaml"), *world, *models, *overrides)
 
 
-def _scored(study: "Study", config: "DemoConfig", checkpoints: Path, folder: Path) -> dict[str, Any]:
-    """Measure every stage, write the contact sheets, and keep some samples as videos."""
+def _scored(study: "Study", config: "DemoConfig") -> dict[str, Any]:
+    """Measure every stage up to packing."""
     from demo.natural import score_natural
-    from demo.pictures import draw_sheets
-    from demo.scorecard import score_samples, score_world
-    from training import write_mp4
+    from demo.scorecard import score_world
 
+    _title("score the stages")
     card: dict[str, Any] = {"world": asdict(config.world), **score_world(study)}
     if natural := config.natural or (str(NATURAL) if NATURAL.is_dir() else ""):
         with study.timed("score natural"):
             card["encode"]["psnr_natural_db"] = score_natural(study.job.config, natural)
-    card["samples"], samples = score_samples(study, checkpoints, count=config.samples)
+    return card
+
+
+def _sampled(study: "Study", config: "DemoConfig", checkpoints: Path, folder: Path) -> dict[str, Any]:
+    """Measure samples, draw the contact sheets, and keep some samples as videos."""
+    from demo.pictures import draw_sheets
+    from demo.scorecard import score_samples
+    from training import write_mp4
+
+    _title("sample and score")
+    figures, samples = score_samples(study, checkpoints, count=config.samples)
     with study.timed("pictures"):
         draw_sheets(study, samples, folder / "pictures")
         for number, sample in enumerate(samples[:8]):
             path = folder / "samples" / f"{number:02d}_{'_'.join(sample.combination)}.mp4"
             path.parent.mkdir(exist_ok=True)
             write_mp4(sample.frames, study.job.config.encode.fps, path)
-    return card
+    return figures
 
 
 def _show(card: dict[str, Any], folder: Path) -> None:

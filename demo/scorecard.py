@@ -35,7 +35,7 @@ from pipeline.stage import PartitionView
 from pipeline.stages.encode import ClipToEncode, Encode
 
 MOST_CODED = 24  # clips that are decoded again for a figure
-SAMPLE_S = 17 / 8  # 9 latent frames
+SAMPLE_S, SAMPLE_PX = 17 / 8, 64  # 9 latent frames of 8 x 8
 GOALS: Mapping[str, float] = {
     "split.hard_f1": 1.0,
     "split.gradual_f1": 0.9,
@@ -203,7 +203,7 @@ def score_samples(study: Study, checkpoint: Path, *, count: int) -> tuple[dict[s
     combinations = held_out_combinations(count, seed=0)
     config = study.job.config
     with study.timed("sample"):
-        samples = draw_samples(checkpoint, combinations, seconds=SAMPLE_S, side_px=128)
+        samples = draw_samples(checkpoint, combinations, seconds=SAMPLE_S, side_px=SAMPLE_PX)
     with study.timed("judge"):
         captions = captions_of([sample.frames for sample in samples], config, config.encode.fps)
         truths = [(c.scene.shape, c.scene.colour, c.scene.motion, c.scene.background) for c in study.coded]

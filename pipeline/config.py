@@ -4,6 +4,7 @@ Every field has its unit in its name or in its comment. What a field changes is 
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -54,9 +55,11 @@ class InputConfig:
 class SplitConfig:
     """How sources become clips."""
 
-    # transitions bounds fades and dissolves and passes over flashes; the others are PySceneDetect's, and find cuts only.
-    detector: Literal["transitions", "adaptive", "content", "threshold"] = "transitions"
-    threshold: float | None = None  # of the detector, a ratio or levels, see pipeline/detectors.py; null: its usual one
+    # transitions bounds fades and dissolves and passes over flashes; the next three are PySceneDetect's, and find cuts only;
+    # transnetv2 is a network, which finds both, and takes some tens of milliseconds a frame.
+    detector: Literal["transitions", "adaptive", "content", "threshold", "transnetv2"] = "transitions"
+    threshold: float | None = None  # of the detector: ratio, levels or chance, see pipeline/detectors.py; null: its usual one
+    weights: str | None = None  # of transnetv2: a safetensors file with the names of the authors' PyTorch port
     min_shot_frames: int = 3  # two cuts are never closer
     min_clip_s: float = 0.5  # shorter clips are rejected; changing this decodes nothing again
     max_clip_s: float = 10.0  # longer shots are divided evenly
@@ -78,6 +81,11 @@ class SplitConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.threshold is None or self.threshold > 0, f"split.threshold must be positive, not {self.threshold}")
+        if self.detector == "transnetv2":
+            _check(bool(self.weights), "split.detector=transnetv2 needs its weights, as split.weights=FILE.safetensors")
+            _check(self.threshold is None or self.threshold < 1, f"split.threshold is a chance below 1, not {self.threshold}")
+        if self.weights:  # workers run in other folders
+            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
         _check_positive("split", self, "min_shot_frames", "frames_per_clip", "max_pixels", "timeout_s", "timeout_per_s")
         _check_positive("split", self, "max_bytes", "min_frames", "max_frames", "max_duration_s", "memory_mb")
         _check_positive("split", self, "decode_threads", "chunk")

@@ -1,4 +1,4 @@
-"""Detectors by name: our own (`pipeline.transitions`, the default), and PySceneDetect's, which find cuts only.
+"""Detectors by name: our own (`pipeline.transitions`, the default), PySceneDetect's, which find cuts only, and TransNet V2.
 
 Runs in the decoder's process. All see the same small pictures, in the same order, and none decides anything else.
 """
@@ -19,6 +19,7 @@ THRESHOLDS = {
     "adaptive": 3.0,  # ratio, likewise
     "content": 27.0,  # levels of hue, saturation and luma, 0 to 255, that a frame changes by
     "threshold": 12.0,  # levels, 0 to 255, that a picture is black below: shots end in black
+    "transnetv2": 0.5,  # chance, by the network, that a transition is at a frame
 }
 
 
@@ -36,13 +37,15 @@ class Detector(Protocol):
         """Return the remaining transitions when all frames were taken."""
 
 
-def detector(name: str, threshold: float, min_shot_frames: int) -> Detector:
+def detector(name: str, threshold: float, min_shot_frames: int, weights: str = "", weights_sha256: str = "") -> Detector:
     """Make a detector.
 
     Args:
         name: one of `THRESHOLDS`.
         threshold: of this detector.
         min_shot_frames: two cuts are never closer.
+        weights: safetensors file of the network, for transnetv2.
+        weights_sha256: of the bytes of that file.
     """
     match name:
         case "adaptive":
@@ -51,6 +54,11 @@ def detector(name: str, threshold: float, min_shot_frames: int) -> Detector:
             return SceneDetect(ContentDetector(threshold=threshold, min_scene_len=min_shot_frames))
         case "threshold":
             return SceneDetect(ThresholdDetector(threshold=threshold, min_scene_len=min_shot_frames))
+        case "transnetv2":
+            # Here and nowhere else: torch takes seconds and hundreds of megabytes, which no other detector needs.
+            from pipeline.transnet import TransNetDetector, network
+
+            return TransNetDetector(network(weights, weights_sha256), threshold, min_shot_frames)
     return Transitions(threshold=threshold, min_shot_frames=min_shot_frames)
 
 

@@ -112,7 +112,7 @@ class Strip:
         return float(cv2.norm(self._luma[at], self._luma[at - 1], cv2.NORM_L1) / self._luma[at].size)
 
     def develop(self, rows: int, columns: int) -> Developed:
-        """Show the frames, in pictures of rows × columns that divide `LUMA`, and begin a new strip."""
+        """Show the frames, in pictures of rows × columns, and begin a new strip."""
         n, samples = self.count, (self._luma, self._blue, self._red)
         thin = [part[: n + 1, :: part.shape[1] // CHROMA[0], :: part.shape[2] // CHROMA[1]] for part in samples]
         luma, *others = (_averaged(part[1 : n + 1], rows, columns) for part in samples)
@@ -146,7 +146,10 @@ def _means(levels: NDArray[np.uint8], n: int) -> Series:
 
 
 def _averaged(samples: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """Average samples [n, h, w] to [n, rows, columns]; all frames at once, as one tall picture."""
+    """Average samples [n, h, w] to [n, rows, columns]; all frames at once, as one tall picture.
+
+    Frames do not run into each other, also where rows do not divide h: the first row of each begins where the frame does.
+    """
     n, _, width = samples.shape
     tall = samples.reshape(-1, width)
     method = cv2.INTER_AREA if columns <= width else cv2.INTER_NEAREST

@@ -1,11 +1,11 @@
 """Run decoding of untrusted bytes in a process of its own: a warm server that forks one child a call.
 
-The server (`python -m pipeline.sandbox`) loads the decoders once and no torch, and keeps one child forked ahead, so that a call
-waits for neither a fork nor an exit. A child gets an open file and nothing else, works under limits on memory and time and a
-filter of system calls, and answers over a pipe with raw arrays, each as soon as it is there, and JSON (nothing is unpickled).
-The answer is spooled to a file without a name and mapped from there, so neither side holds it in memory of its own. A crash, a
-hang or a bomb ends the child and is told as a failure; the server and every other call are unharmed. A child never outlives its
-server, nor a server the process that started it.
+The server (`python -m pipeline.sandbox`) loads the decoders once, torch only for a detector that is a network, and keeps one
+child forked ahead, so that a call waits for neither a fork nor an exit. A child gets an open file and nothing else, works under
+limits on memory and time and a filter of system calls, and answers over a pipe with raw arrays, each as soon as it is there,
+and JSON (nothing is unpickled). The answer is spooled to a file without a name and mapped from there, so neither side holds it
+in memory of its own. A crash, a hang or a bomb ends the child and is told as a failure; the server and every other call are
+unharmed. A child never outlives its server, nor a server the process that started it.
 
     this process ── request, file, pipe ──► server ── the same ──► child, one a call
                  ◄── pid, status ──────────        ◄── exit ──────
@@ -368,8 +368,8 @@ class Server:
         if not message:
             return False
         request = json.loads(message)
-        if request["task"] not in self._tasks:
-            self._tasks[request["task"]] = _loaded(request["task"], request["options"])
+        if (key := _key(request)) not in self._tasks:
+            self._tasks[key] = _loaded(request["task"], request["options"])
             if self._spare:  # it was forked before this task was there
                 _ended(self._spare[0])
             self._spare = None
@@ -402,6 +402,11 @@ def _ended(pid: int) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
+
+
+def _key(request: dict[str, Any]) -> str:
+    """Name what a child must find warm: the task, with its network where it has one, since a child can open no weights."""
+    return f"{request['task']} {request['options'].get('weights_sha256', '')}"
 
 
 def _loaded(name: str, options: dict[str, Any]) -> Task:
@@ -460,7 +465,7 @@ def _child(tasks: dict[str, Task], server: int, inlet: socket.socket) -> None:
         message, (file, answer, progress), _, _ = socket.recv_fds(inlet, MESSAGE, 3)
         inlet.close()
         request = json.loads(message)
-        task, limits = tasks[request["task"]], Limits(**request["limits"])
+        task, limits = tasks[_key(request)], Limits(**request["limits"])
         _tell_progress_through(progress)
         _limit(limits, one_process=not task.reopens and request["options"]["threads"] == 1)
         confined = limits.seccomp != "off" and seccomp.confine(may_read_files=task.reopens)

@@ -52,6 +52,8 @@ class ScanOptions:
     max_duration_s: float = 43_200.0
     partial: str = "reject"
     detector: str = "transitions"
+    weights: str = ""  # of the detector, if it is a network: a file, and the sha256 of its bytes
+    weights_sha256: str = ""
 
 
 def scan(file: io.BufferedReader, options: ScanOptions, send: Send) -> dict[str, Any]:
@@ -168,8 +170,9 @@ def _scan_video(file: BinaryIO, container: str, options: ScanOptions, send: Send
 
 
 def _shots(stream: Any, options: ScanOptions, send: Send) -> Shots:
+    weights = options.weights, options.weights_sha256
     return Shots(
-        detector=detector(options.detector, options.threshold, options.min_shot_frames),
+        detector=detector(options.detector, options.threshold, options.min_shot_frames, *weights),
         send=send,
         pictures_per_clip=options.frames_per_clip,
         side_px=options.frame_side_px,

@@ -71,6 +71,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Source], SplitConfig]
     Raises:
         ConfigError: an override has an unknown key or a bad value.
         InputError: there are no files, or one does not exist.
+        ModelError: the detector is a network, and its weights cannot be used.
     """
     overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
     if foreign := [override for override in overrides if not override.startswith("split.")]:
@@ -80,6 +81,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Source], SplitConfig]
     config = load_config(ScenesConfig, None, overrides).split
     if not (uris := [argument for argument in arguments if argument not in overrides]):
         raise InputError("split needs at least one file, folder, glob or URL")
+    Split(chunk=1, config=config).identity()  # weights that are none are told before anything starts
     return find_sources(InputConfig(uri=uris)), config
 
 

@@ -146,7 +146,7 @@ class Shots:
         )
 
     def _slow_down(self, number: int) -> None:
-        """Hold fewer frames of a shot that goes on: its clips are long, and the frames of what is held shall not be too many."""
+        """Hold fewer frames of a shot that goes on: its clips are long, and not too many shall be held."""
         if self._pace == self.first_pace and number - self._start >= self.first_pace * AT_FIRST:
             self._pace *= 2
         if len(self._held) > 64 * self.pictures_per_clip:

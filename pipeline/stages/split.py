@@ -36,8 +36,13 @@ class Split(Stage[Source, SplitResult]):
         return cls(chunk=config.split.chunk, config=config.split)
 
     def identity(self) -> Mapping[str, object]:
-        """Return the options of the scan and the measures it takes; where it runs and what it rejects later do not count."""
-        return {**asdict(self.options), "threads": None, "measures": sorted(MEASURES)}
+        """Return the options of the scan and the measures it takes; where it runs and what it rejects later do not count.
+
+        Raises:
+            ModelError: the detector is a network, and its weights cannot be used.
+        """
+        options = {name: value for name, value in asdict(self.options).items() if name not in ("weights", "weights_sha256")}
+        return {**options, **_hash(self.options), "threads": None, "measures": sorted(MEASURES)}
 
     def keys(self, view: PartitionView) -> tuple[Sequence[str], set[str]]:
         """Return all sources of the partition."""
@@ -88,8 +93,12 @@ class Split(Stage[Source, SplitResult]):
 
     @cached_property
     def options(self) -> ScanOptions:
-        """What the scan is told."""
-        c = self.config
+        """What the scan is told.
+
+        Raises:
+            ModelError: the detector is a network, and its weights cannot be used.
+        """
+        c, (weights, digest) = self.config, self._weights
         return ScanOptions(
             detector=c.detector,
             threshold=THRESHOLDS[c.detector] if c.threshold is None else c.threshold,
@@ -103,7 +112,19 @@ class Split(Stage[Source, SplitResult]):
             max_frames=c.max_frames,
             max_duration_s=c.max_duration_s,
             partial=c.partial,
+            weights=weights,
+            weights_sha256=digest,
         )
+
+    @property
+    def _weights(self) -> tuple[str, str]:
+        """The file of the detector's weights, and its hash; empty where the detector is no network."""
+        if self.config.detector != "transnetv2":
+            return "", ""
+        from pipeline.transnet import weights_sha256
+
+        path = self.config.weights or ""
+        return path, weights_sha256(path)
 
     @cached_property
     def _digest(self) -> str:
@@ -111,11 +132,16 @@ class Split(Stage[Source, SplitResult]):
         options = self.options
         cutting = {"version": self.version, "detector": options.detector, "threshold": options.threshold}
         lengths = {"shot": options.min_shot_frames, "longest": options.max_clip_s}
-        return hashlib.sha256(repr({**cutting, **lengths}).encode()).hexdigest()
+        return hashlib.sha256(repr({**cutting, **lengths, **_hash(options)}).encode()).hexdigest()
 
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(decode_limits(self.config))
+
+
+def _hash(options: ScanOptions) -> Mapping[str, str]:
+    """Return the hash of the detector's weights; nothing where it has none, so that what was split without stays found."""
+    return {"weights": options.weights_sha256} if options.weights_sha256 else {}
 
 
 def decode_limits(config: SplitConfig) -> Limits:
