@@ -3,8 +3,8 @@
 The server (`python -m pipeline.sandbox`) loads the decoders once, torch only for a detector that is a network, and keeps one
 child forked ahead, so that a call waits for neither a fork nor an exit. A child gets an open file and nothing else, works under
 limits on memory and time and a filter of system calls, and answers over a pipe with raw arrays, each as soon as it is there,
-and JSON (nothing is unpickled). The answer is spooled to a file without a name and mapped from there, so neither side holds it
-in memory of its own. A crash, a hang or a bomb ends the child and is told as a failure; the server and every other call are
+and JSON (nothing is unpickled). A large answer is spooled to a file without a name and mapped from there, so neither side holds
+it in memory of its own. A crash, a hang or a bomb ends the child and is told as a failure; the server and every other call are
 unharmed. A child never outlives its server, nor a server the process that started it.
 
     this process ── request, file, pipe ──► server ── the same ──► child, one a call
@@ -32,9 +32,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import IO, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ from packing.errors import InputError, StoreError
 from pipeline import seccomp
 
 Arrays = Mapping[str, NDArray[Any]]
-Answer = bytes | bytearray | mmap.mmap
+Answer = bytearray | mmap.mmap
 Options = TypeVar("Options")
 Seccomp = Literal["auto", "off", "require"]
 MESSAGE = 1 << 20
@@ -109,6 +109,7 @@ class Sandbox:
         self._server: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._progress: Progress | None = None
+        self._block = bytearray(PIPE)
 
     def call(self, task: str, file: BinaryIO, options: Any, limits: Limits) -> tuple[dict[str, Any], Arrays]:
         """Run a task of the server in a child over an open file.
@@ -133,7 +134,8 @@ class Sandbox:
         request = json.dumps({"task": task, "options": dataclasses.asdict(options), "limits": told}).encode()
         reading, writing = os.pipe()
         try:
-            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE)
+            with contextlib.suppress(PermissionError):  # beyond a user's share of pipes; a small one only takes longer
+                fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE)
             channel = self._channel()
             assert self._progress is not None
             self._progress.reset()
@@ -141,13 +143,11 @@ class Sandbox:
             os.close(writing)
             writing = -1
             pid, child = _started(channel)
-            with tempfile.TemporaryFile() as spool:
-                try:
-                    cut = _read_all(reading, spool.fileno(), child, limits, size, self._progress)
-                finally:
-                    os.close(child)
-                answer = _spooled(spool)
-            status = None if _is_complete(answer) else _status(channel, pid)
+            try:
+                answer, cut = _read_all(reading, self._block, child, limits, size, self._progress)
+            finally:
+                os.close(child)
+            status = None if _is_complete(answer[-TAIL:], len(answer)) else _status(channel, pid)
         except (OSError, ValueError) as error:
             self.close()  # the server itself died: the next call starts another
             raise DecodeError("decoder_crash", f"the decoder's server died: {error}") from error
@@ -242,49 +242,69 @@ def _status(channel: socket.socket, pid: int) -> int:
 
 
 def _read_all(
-    reading: int, spool: int, child: int, limits: Limits, size: int, progress: Progress
-) -> DecodeError | StoreError | None:
-    """Move a child's answer to a file, to its end, and kill the child, also at its deadline and when it answers too much."""
-    started = time.monotonic()
-    moved, more = 0, True
-    cut: DecodeError | StoreError | None = None
-    while more:
+    reading: int, block: bytearray, child: int, limits: Limits, size: int, progress: Progress
+) -> tuple[Answer, DecodeError | None]:
+    """Read a child's answer to its end and kill the child, also at its deadline and when it answers too much.
+
+    Raises:
+        StoreError: there is no room for the answer.
+    """
+    try:
+        with _room(), tempfile.SpooledTemporaryFile(MESSAGE) as spool:
+            cut = _moved(reading, block, spool, child, limits, size, progress)
+            return _spooled(spool), cut
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Tell what goes wrong with a temporary file as the machine's trouble: it is not the fault of the source."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot keep what is decoded in {tempfile.gettempdir()}: {error.strerror}") from error
+
+
+def _moved(
+    reading: int, block: bytearray, spool: IO[bytes], child: int, limits: Limits, size: int, progress: Progress
+) -> DecodeError | None:
+    """Move an answer to where it is kept, block by block; tell why it was cut short, if it was."""
+    started, moved, tail, count = time.monotonic(), 0, b"", 1
+    while count:
         elapsed_s = time.monotonic() - started
         allowed_s = limits.deadline_s(size, progress.read())
         ready, _, _ = select.select([reading], [], [], min(LOOK_S, max(0.0, allowed_s - elapsed_s)))
         if ready:
-            try:
-                count = os.splice(reading, spool, PIPE)
-            except OSError as error:  # a full disk is not the fault of the file
-                cut = StoreError(f"cannot keep what is decoded in {tempfile.gettempdir()}: {error.strerror}")
-                break
+            count = os.readv(reading, [block])
             moved += count
-            more = count > 0
+            tail = (tail + block[max(0, count - TAIL) : count])[-TAIL:]
+            spool.write(memoryview(block)[:count])
         if moved > limits.memory_bytes + MESSAGE + ANSWERED * size:
-            cut, more = DecodeError("memory", "the decoder answers more than such a file can hold"), False
-        elif elapsed_s >= allowed_s and more:
-            cut, more = DecodeError("timeout", f"decoding took longer than {allowed_s:.3g} s"), False
-    if not cut and not _is_complete(os.pread(spool, TAIL, max(0, moved - TAIL)), moved):
+            return DecodeError("memory", "the decoder answers more than such a file can hold")
+        if elapsed_s >= allowed_s and count:
+            return DecodeError("timeout", f"decoding took longer than {allowed_s:.3g} s")
+    if not _is_complete(tail, moved):
         select.select([child], [], [], 1.0)  # it is dying: how, it tells only when it may finish
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-    return cut
+    return None
 
 
-def _spooled(spool: BinaryIO) -> Answer:
-    """Return what a file without a name holds; what is large stays there, mapped."""
-    length = spool.seek(0, os.SEEK_END)
+def _spooled(spool: IO[bytes]) -> Answer:
+    """Return what was kept; what is large stays in its file without a name, mapped."""
+    if spool.tell() > MESSAGE:
+        spool.flush()
+        return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_COPY)
     spool.seek(0)
-    return mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_COPY) if length > MESSAGE else bytearray(spool.read())
+    return bytearray(spool.read())
 
 
-def _is_complete(answer: Answer, size: int | None = None) -> bool:
+def _is_complete(tail: bytes | bytearray, length: int) -> bool:
     """Tell whether an answer is whole as its last bytes say, so that nobody need wait for how its child ends."""
-    length = len(answer) if size is None else size
-    return length > TAIL and int.from_bytes(answer[-8:], "little") == length - TAIL
+    return length > TAIL and int.from_bytes(tail[-8:], "little") == length - TAIL
 
 
-def _result(answer: Answer, cut: DecodeError | StoreError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
+def _result(answer: Answer, cut: DecodeError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
     if cut:
         raise cut
     if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):

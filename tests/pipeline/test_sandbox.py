@@ -1,6 +1,8 @@
 """The sandbox: a child that hangs, crashes or eats memory is told as a failure, and the next call works."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import math
@@ -8,16 +10,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
-from pipeline.sandbox import BYTES_PER_S, Answering, DecodeError, Limits, Sandbox, _result
+from packing.errors import StoreError
+from pipeline.sandbox import BYTES_PER_S, MESSAGE, Answering, DecodeError, Limits, Sandbox, _result
 from pipeline.scan import ScanOptions
 from tests.media import shots, write_video
 
@@ -237,6 +241,62 @@ def test_an_answer_that_is_nonsense_is_a_crash(nonsense: bytearray) -> None:
     with pytest.raises(DecodeError) as caught:
         _result(nonsense, None, None)
     assert caught.value.error == "decoder_crash"
+
+
+LARGE = ScanOptions(**{**vars(OPTIONS), "frames_per_clip": 16, "frame_side_px": 256})
+
+
+def pictures_of(sandbox: Sandbox, path: Path) -> dict[str, Any]:
+    """The pictures of a video's clips at full size: an answer that is too large for memory."""
+    with open(path, "rb") as file:
+        return dict(sandbox.call("scan", file, LARGE, LIMITS)[1])
+
+
+def test_a_large_answer_comes_back_as_it_was_and_can_be_written_to(own: Sandbox, long: Path) -> None:
+    arrays = pictures_of(own, long)
+    assert arrays["0"].nbytes > MESSAGE
+    with open(long, "rb") as file:
+        small = own.call("scan", file, OPTIONS, LIMITS)[1]
+    assert (arrays["times_s"] == small["times_s"]).all()
+    for name, pictures in arrays.items():
+        pictures[...] = 0
+        assert not pictures.any(), name
+
+
+def test_a_full_disk_is_the_job_s_trouble_and_the_next_call_works(
+    monkeypatch: pytest.MonkeyPatch, own: Sandbox, short: Path, long: Path
+) -> None:
+    def full(**_: object) -> IO[bytes]:
+        return open("/dev/full", "wb+")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "TemporaryFile", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            pictures_of(own, long)
+        assert frames_of(own, short) == 12  # a small answer needs no file
+    assert pictures_of(own, long)
+
+
+def test_a_folder_for_temporary_files_that_is_gone_is_the_job_s_trouble(
+    monkeypatch: pytest.MonkeyPatch, own: Sandbox, long: Path, tmp_path: Path
+) -> None:
+    pictures_of(own, long)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StoreError, match="gone: No such file"):
+        pictures_of(own, long)
+
+
+def test_a_user_who_may_have_small_pipes_only_gets_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch, own: Sandbox, long: Path
+) -> None:
+    wanted = pictures_of(own, long)
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    found = pictures_of(own, long)
+    assert all((found[name] == pictures).all() for name, pictures in wanted.items())
 
 
 # ---- what a child and its server inherit and leave ----------------------------------------------------------------------
