@@ -9,11 +9,11 @@ What is told of every frame is its light and its change; all else is taken when 
 Legend: F pictures, Y X rows and columns of pixels, M moments, y x rows and columns of cells, N frames.
 """
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any
 
 import cv2
 import numpy as np
@@ -53,20 +53,32 @@ class View:
     before: Series
     seconds: float
 
+    @property
+    def _tall(self) -> NDArray[np.uint8]:
+        """All pictures as one, [F * Y, X, 3]."""
+        return self.pictures.reshape(-1, *self.pictures.shape[2:])
+
+    @cached_property
+    def channels(self) -> Sequence[NDArray[np.uint8]]:
+        """Red, green and blue of the pictures, each 0 to 255, [F, Y, X]."""
+        return [channel.reshape(self.pictures.shape[:3]) for channel in cv2.split(self._tall)]
+
     @cached_property
     def luma(self) -> NDArray[np.uint8]:
         """Luma of the pictures, 0 to 255, [F, Y, X]."""
-        return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in self.pictures])
+        planes: NDArray[np.uint8] = cv2.cvtColor(self._tall, cv2.COLOR_RGB2GRAY)
+        return planes.reshape(self.pictures.shape[:3])
 
     @cached_property
-    def levels(self) -> NDArray[np.int64]:
-        """Luma that 1 % and 99 % of each picture is at or below, 0 to 255, [F, 2]."""
-        return np.array([_percentiles(plane, 1, 99) for plane in self.luma])
+    def levels(self) -> Sequence[Sequence[int]]:
+        """Luma that 1 % and 99 % of each picture is at or below, 0 to 255, F times."""
+        return [_percentiles(plane, 1, 99) for plane in self.luma]
 
     @cached_property
     def range(self) -> float:
         """How far apart the 1 % and 99 % of red, green or blue lie, whichever most, 0 to 255; of the pictures, the median."""
-        return _median([max(np.ptp(_percentiles(channel, 1, 99)) for channel in cv2.split(p)) for p in self.pictures])
+        levels = [[_percentiles(plane, 1, 99) for plane in channel] for channel in self.channels]
+        return _median([max(high - low for low, high in of_picture) for of_picture in zip(*levels, strict=True)])
 
     @cached_property
     def moved(self) -> NDArray[np.uint8]:
@@ -97,25 +109,25 @@ def measure(function: OfClip) -> OfClip:
 @measure
 def luma(view: View) -> float:
     """Mean luma, 0 (black) to 1 (white); of the pictures, the median."""
-    return _median([plane.mean() for plane in view.luma]) / 255
+    return _median(_means(view.luma)) / 255
 
 
 @measure
 def luma_p01(view: View) -> float:
     """Luma that 1 % of the picture is darker than, 0 to 1; of the pictures, the median."""
-    return _median(view.levels[:, 0]) / 255
+    return _median([low for low, _ in view.levels]) / 255
 
 
 @measure
 def luma_p99(view: View) -> float:
     """Luma that 1 % of the picture is lighter than, 0 to 1: low only if nothing in it is lit; of the pictures, the median."""
-    return _median(view.levels[:, 1]) / 255
+    return _median([high for _, high in view.levels]) / 255
 
 
 @measure
 def contrast(view: View) -> float:
     """Standard deviation of luma inside a picture, 0 (flat) to 0.5; of the pictures, the median."""
-    return _median([cv2.meanStdDev(plane)[1][0, 0] for plane in view.luma]) / 255
+    return _median([float(cv2.meanStdDev(plane)[1][0, 0]) for plane in view.luma]) / 255
 
 
 @measure
@@ -130,8 +142,9 @@ def colour_range(view: View) -> float:
 @measure
 def saturation(view: View) -> float:
     """Mean difference of the largest and smallest of red, green and blue, 0 (gray) to 1; of the pictures, the median."""
-    channels = (cv2.split(picture) for picture in view.pictures)
-    return _median([(cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)).mean() for r, g, b in channels]) / 255
+    red, green, blue = view.channels
+    largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    return _median(_means(largest - smallest)) / 255
 
 
 @measure
@@ -201,12 +214,14 @@ def overlay_area(view: View) -> float:
 
     0 unless more edges come and go than stay: before a camera that stands still, the background never changes.
     """
+    if len(view.luma) < 3:
+        return 0.0
     across, down = _gradients(view.luma)
-    strength = np.hypot(across, down)  # [F, Y, X]
-    strong, weakest = strength > 24, strength.min(axis=0)
-    lasting = (weakest > 24) & (np.hypot(np.ptp(across, axis=0), np.ptp(down, axis=0)) < 24)
-    moving = strong.mean(axis=0)[weakest < 8].sum()  # of one picture, on average
-    if len(strong) < 3 or moving < lasting.sum():
+    strength = across * across + down * down  # [F, Y, X], the square
+    weakest = strength.min(axis=0)
+    lasting = (weakest > 24**2) & (np.ptp(across, axis=0) ** 2 + np.ptp(down, axis=0) ** 2 < 24**2)
+    moving = np.count_nonzero((strength > 24**2) & (weakest < 8**2))  # of all pictures
+    if moving < len(view.luma) * np.count_nonzero(lasting):
         return 0.0
     return float(cv2.dilate(lasting.astype(np.uint8), np.ones((5, 5), np.uint8)).mean())
 
@@ -247,41 +262,50 @@ def of_source(measured: Sequence[dict[str, float]], shots: Sequence[int]) -> lis
     return [{**alone, **{name: float(added[name][i]) for name in added}} for i, alone in enumerate(measured)]
 
 
-def _median(values: Sequence[Any] | NDArray[Any]) -> float:
-    return float(np.median(values))
+def _median(values: Iterable[float]) -> float:
+    return float(statistics.median(values))  # of a few numbers; numpy's own takes thirty times as long
 
 
-def _percentiles(plane: NDArray[np.uint8], *percents: float) -> NDArray[np.int64]:
+def _means(planes: NDArray[np.uint8]) -> Sequence[float]:
+    """Return the mean of each plane, [F, Y, X]."""
+    flat = planes.reshape(len(planes), -1)
+    means: list[float] = (flat.sum(axis=1, dtype=np.uint32) / flat.shape[1]).tolist()
+    return means
+
+
+def _percentiles(plane: NDArray[np.uint8], *percents: float) -> Sequence[int]:
     """Return levels of a plane [Y, X] that these percents of it are at or below; by its histogram, the cheapest way."""
-    below = np.cumsum(cv2.calcHist([plane], [0], None, [256], [0, 256]))
-    return np.searchsorted(below, np.array(percents) / 100 * plane.size)
+    below = cv2.calcHist([plane], [0], None, [256], [0, 256]).cumsum()
+    return [int(below.searchsorted(percent / 100 * plane.size)) for percent in percents]
 
 
 def _steepness(picture: NDArray[np.uint8]) -> float:
     """Return the steepness of the strongest edges of a picture [Y, X, 3], taken in the channel that has the strongest."""
     window = np.ones((9, 9), np.uint8)
     smooth = cv2.GaussianBlur(picture, (3, 3), 0.5)  # against noise
-    reaches = [cv2.subtract(cv2.dilate(channel, window), cv2.erode(channel, window)) for channel in cv2.split(smooth)]
-    strongest = [int(_percentiles(reach, 95)[0]) for reach in reaches]  # of the ranges around a pixel
+    reaches = cv2.split(cv2.subtract(cv2.dilate(smooth, window), cv2.erode(smooth, window)))
+    strongest = [_percentiles(reach, 95)[0] for reach in reaches]  # of the ranges around a pixel
     best = int(np.argmax(strongest))
     if strongest[best] < 6:
         return 1.0
-    channel = smooth[..., best]
+    channel = np.ascontiguousarray(smooth[..., best])
     across, down = cv2.absdiff(channel[:, 1:], channel[:, :-1])[:-1], cv2.absdiff(channel[1:], channel[:-1])[:, :-1]
     step = cv2.dilate(cv2.subtract(cv2.max(across, down), 1), window)  # without the level that rounding may make
     reach = reaches[best][:-1, :-1]
     among = reach >= strongest[best]
-    return _median(step[among] / reach[among]) if among.any() else 1.0
+    return float(np.median(step[among] / reach[among])) if among.any() else 1.0
 
 
 def _gradients(luma: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the change of luma [F, Y, X] around every inner pixel, across and down."""
-    planes = luma.astype(np.float32)
-    return planes[:, 1:-1, 2:] - planes[:, 1:-1, :-2], planes[:, 2:, 1:-1] - planes[:, :-2, 1:-1]
+    """Return the change of luma [F, Y, X] around every inner pixel, across and down; whole numbers, whose squares are exact."""
+    tall = luma.reshape(-1, luma.shape[2])  # inner pixels have their neighbours in the same picture
+    across, down = (cv2.Sobel(tall, cv2.CV_32F, dx, 1 - dx, ksize=1).reshape(luma.shape) for dx in (1, 0))
+    return across[:, 1:-1, 1:-1], down[:, 1:-1, 1:-1]
 
 
 def _writing(luma: NDArray[np.uint8]) -> float:
     """Return the share of cells of a picture [Y, X] with at least two strong steps up and two down in most of their lines."""
-    steps = luma[:, 1:].astype(np.int16) - luma[:, :-1]
-    up, down = ((cv2.blur((steps * sign > 32).astype(np.float32), (8, 8))) for sign in (1, -1))
-    return float((np.minimum(up, down)[4::8, 4::8] > 0.12).mean())
+    left, right = luma[:, :-1], luma[:, 1:]
+    steps = (cv2.compare(cv2.subtract(*sides), 32, cv2.CMP_GT) for sides in ((right, left), (left, right)))  # 0 or 255
+    up, down = (cv2.boxFilter(step, cv2.CV_32F, (8, 8), normalize=False)[4::8, 4::8] for step in steps)
+    return float((np.minimum(up, down) > 0.12 * 64 * 255).mean())

@@ -92,8 +92,11 @@ class Strip:
     """Samples of the last few frames, at the same places of each; `develop` makes of them what cuts and measures ask for."""
 
     def __init__(self) -> None:
-        self._luma = np.zeros((FRAMES + 1, *LUMA), np.uint8)  # the first is the last frame of the strip before
-        self._blue, self._red = (np.zeros((FRAMES + 1, *CHROMA), np.uint8) for _ in range(2))
+        # The first is the last frame of the strip before. Not zeros: what a short source never uses is never written to.
+        self._luma = np.empty((FRAMES + 1, *LUMA), np.uint8)
+        self._blue, self._red = (np.empty((FRAMES + 1, *CHROMA), np.uint8) for _ in range(2))
+        for part in (self._luma, self._blue, self._red):
+            part[0] = 0
         self._full, self._begun = True, False
         self.count = 0
 
@@ -141,8 +144,8 @@ class Strip:
 def _means(levels: NDArray[np.uint8], n: int) -> Series:
     """Return the mean, 0 to 1, of each of n frames."""
     rows = levels.reshape(n, -1)
-    totals: Series = cv2.reduce(rows, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[:, 0]
-    return totals / (255 * rows.shape[1])
+    means: Series = rows.sum(axis=1, dtype=np.uint32) / (255 * rows.shape[1])
+    return means
 
 
 def _averaged(samples: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

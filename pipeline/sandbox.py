@@ -440,11 +440,12 @@ def _loaded(name: str, options: dict[str, Any]) -> Task:
     av.logging.set_level(None)
     cv2.setNumThreads(0)
     if name == "scan":
+        import numpy.ma  # noqa: F401  (medians load it late, and a child cannot open the files of modules)
         from PIL import Image
 
         from pipeline import scan
 
-        Image.init()  # a child cannot open the files of modules that it would load late
+        Image.init()  # likewise
         task = Task(function=scan.scan, options=scan.ScanOptions)
     else:
         from pipeline import spans

@@ -139,6 +139,7 @@ def _scan_video(file: BinaryIO, container: str, options: ScanOptions, send: Send
         check_size(stream.codec_context.height, stream.codec_context.width, options.max_pixels)
         shots, quirks, scaler = _shots(stream, options, send), _Quirks(), Scaler(options.threads)
         form, shape, matrix, end_s, usual_s = None, (0, 0), UPRIGHT, 0.0, _usual_duration(stream)
+        seconds, ticks = stream.time_base.as_integer_ratio()
         for time_s, frame in reading.frames(media, stream, quirks.note):
             # What tells the shape costs more to read than to sample a frame; these three change where it does.
             if (frame.height, frame.width, frame.rotation) != form:
@@ -146,7 +147,7 @@ def _scan_video(file: BinaryIO, container: str, options: ScanOptions, send: Send
                 shape = _same_shape(_shown_shape(frame, stream, matrix), shape)
                 check_size(*shape, options.max_pixels)
             shots.take(time_s, planes_of(frame, scaler), shape, matrix)
-            end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else usual_s)
+            end_s = time_s + (frame.duration * seconds / ticks if frame.duration else usual_s)
             check_length(len(shots.times_s), end_s - shots.times_s[0], options.max_frames, options.max_duration_s)
         reading.check_whole(stream, len(shots.times_s))
         odd = reading.quirks(media)

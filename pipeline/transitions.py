@@ -70,7 +70,7 @@ class Reel:
     apart: list[float] = field(default_factory=list)
     path: list[float] = field(default_factory=list)
     spread: list[float] = field(default_factory=list)
-    cells: Cells = field(default_factory=lambda: np.zeros((_CAPACITY, CELLS[0] * CELLS[1] * 3), np.float32))
+    cells: Cells = field(default_factory=lambda: np.empty((_CAPACITY, CELLS[0] * CELLS[1] * 3), np.float32))
 
     @property
     def end(self) -> int:
