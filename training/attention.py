@@ -2,7 +2,7 @@
 
 Invariant: no value of one segment can reach the output of another, so a clip trains the same whatever shares its row.
 Cost: the sum of q_length * k_length over segments, never the square of the packed length, and no mask is built; but for
-short segments in half precision on the CPU, which are filled up to the longest, since there the number of calls is the cost.
+short segments on the CPU, which are filled up to the longest, since there the number of calls is the cost.
 
 Shapes: S query tokens, M key tokens, s segments, L tokens of the longest segment, N heads, h head width.
 """
@@ -70,7 +70,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_s
     """Softmax attention of q [S, N, h] over k, v [M, N, h], segment i of q seeing segment i of k alone: [S, N, h].
 
     Segment i may have different lengths in q and k (cross-attention); a segment with queries needs a key. Half
-    precision on CUDA takes the varlen flash kernel, on the CPU one product over segments that are filled up if they are short.
+    precision on CUDA takes the varlen flash kernel, the CPU one product over segments that are filled up if they are short.
     All else is `split` and SDPA per segment in fp32: the backward pass of torch's bf16 kernel for the CPU takes three to ten
     times as long. Written without a GPU at hand: the tests do not cover the varlen kernel.
     """
@@ -80,7 +80,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, q_segments: Segments, k_s
     half = q.dtype in (torch.bfloat16, torch.float16)
     if half and q.is_cuda:
         return _varlen_attention(q, k, v, q_segments, k_segments)
-    if half and _worth_filling(q_segments.lengths, k_segments.lengths):
+    if q.device.type == "cpu" and _worth_filling(q_segments.lengths, k_segments.lengths):
         return _filled_attention(q, k, v, q_segments, k_segments)
     with torch.autocast(q.device.type, enabled=False):  # it would bring the three back to half precision
         return _split_attention(q.float(), k.float(), v.float(), q_segments, k_segments).to(v.dtype)

@@ -17,6 +17,7 @@ from packing.manifest import Manifest
 from packing.mixture import open_loader
 from training.config import TrainJob
 from training.model import DiT
+from training.precision import Precision, products
 from training.ranks import joined_ranks
 
 CAPTION_TOKENS = 64  # of each made-up clip
@@ -125,7 +126,7 @@ def held_against(rows: Sequence[Sequence[int]], seconds: Sequence[float], device
     return Calibration(cost=cost, rows=timed, device=device)
 
 
-def _time_pass(model: DiT, lengths: Sequence[int], manifest: Manifest, precision: str) -> float:
+def _time_pass(model: DiT, lengths: Sequence[int], manifest: Manifest, precision: Precision) -> float:
     """Time one forward and backward pass over a row of noise, in seconds."""
     device, clips = next(model.parameters()).device, len(lengths)
     tokens = torch.randn(sum(lengths), manifest.token_dim, device=device)
@@ -134,7 +135,7 @@ def _time_pass(model: DiT, lengths: Sequence[int], manifest: Manifest, precision
     grid = torch.tensor([[1, 1, length] for length in lengths])
     cu_text = torch.arange(clips + 1) * CAPTION_TOKENS
     begin = _now(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with products(precision, device):
         velocity = model(tokens, torch.full((clips,), 0.5, device=device), cu_seqlens, grid, text, cu_text)
     velocity.float().square().mean().backward()
     end = _now(device)

@@ -64,7 +64,7 @@ class TrainConfig:
     ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
     cost: list[float] = field(default_factory=list)  # of a row, by which ranks are balanced: what `clipmill calibrate` prints
     timestep_shift: float = 1.0  # above 1: more training, and sampling, at high noise
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the matrix products; weights, moments and average are fp32
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # of the matrix products; auto: bf16 where the device is fast at it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0  # CPU threads of a rank; 0 leaves it to torch
     checkpoint_every: int = 100

@@ -2,7 +2,7 @@
 
 Invariant: a step moves every matrix by about its learning rate in every direction, whatever the size of its gradient.
 Keller Jordan et al., "Muon", 2024; the coefficients are theirs. Cost: a few products with the smaller side of every matrix
-a step, batched over matrices of equal shape.
+a step, on a GPU batched over matrices of equal shape.
 
     optimizers = make_optimizers(model, muon_lr=1e-2, adam_lr=2e-3)
     for step in range(steps):
@@ -61,21 +61,26 @@ class Muon(Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Move the singular values of matrices [B, m, n] to about 1 (0.7 to 1.2), by five quintic Newton-Schulz steps.
+    """Move the singular values of matrices [B, m, n] to about 1 (0.7 to 1.2), by five quintic Newton-Schulz steps."""
+    if matrices.is_cuda:
+        return _orthogonalised(matrices)
+    return torch.stack([_orthogonalised(matrix) for matrix in matrices])  # batched products take twice as long on the CPU
 
-    The steps are polynomials in the small Gram matrix, so they are taken on it alone, and the matrix is multiplied once.
-    """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    gram = x @ x.mT  # [B, k, k], k = min(m, n)
-    square = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] + 1e-14  # of the Frobenius norm
+
+def _orthogonalised(matrix: Tensor) -> Tensor:
+    """Orthogonalise [..., m, n]. The steps are polynomials in the Gram matrix: taken on it alone, and multiplied in at last."""
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    gram = x @ x.mT  # [..., k, k], k = min(m, n)
+    square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-14  # of the Frobenius norm
     gram = gram / square
-    total = eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
+    eye = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     a, b, c = _QUINTIC
-    for _ in range(5):
+    total = step = a * eye + b * gram + c * gram @ gram
+    for _ in range(4):
+        gram = step @ gram @ step
         step = a * eye + b * gram + c * gram @ gram
         total = step @ total
-        gram = step @ gram @ step
     x = (total * square.rsqrt()) @ x
     result: Tensor = x.mT if tall else x
     return result

@@ -27,6 +27,7 @@ from packing.tokens import unpatchify
 from training.checkpoint import find_checkpoint, load_dit, read_progress
 from training.flow import Velocity, channel_factors, clip_noise, euler_sample, guide
 from training.model import DiT
+from training.precision import products
 
 Frames = NDArray[np.uint8]
 
@@ -99,7 +100,7 @@ class VideoSampler:
         shape = snap_shape(self.manifest, height_px=height_px, width_px=width_px, seconds=seconds)
         t, h, w = shape.grid
         noise = clip_noise(seed, 0, "sample", t * h * w, self.manifest.token_dim).to(self._device)  # [n, D]
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.precision == "bf16"):
+        with products(self._config.precision, self._device):
             velocity = guided_velocity(self._model, text, shape.grid, guidance)
             tokens = euler_sample(velocity, noise, steps=steps, shift=self._config.timestep_shift)  # [n, D]
         latent = unpatchify(tokens.cpu() / self._factors, shape.grid, self.manifest.patch, self.manifest.channels)

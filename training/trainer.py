@@ -41,6 +41,7 @@ from training.meter import Meter, StepReport
 from training.model import DiT
 from training.muon import make_optimizers, set_rate
 from training.passes import split_batch
+from training.precision import products
 from training.ranks import Ranks, joined_ranks
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
         least_time=LEAST_TIME if run.job.model.predict == "clean" else 0.0,
         places=None if batch.kept is None else kept_places(batch.kept, batch.cu_seqlens, batch.grid),
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with products(config.precision, device):
         text = batch.text.to(device, torch.float32)
         velocity = run.parallel(noised.tokens, noised.t, batch.cu_seqlens, batch.grid, text, batch.cu_text, batch.kept)
     loss = loss_sum(velocity, noised.target) / step_tokens
