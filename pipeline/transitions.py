@@ -22,11 +22,15 @@ from dataclasses import dataclass, field
 from statistics import fmean, linear_regression, median
 from typing import ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Cells = NDArray[np.float32]  # [K], or [N, K]
 Series = NDArray[np.float64]  # [N]
+Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
+Places = NDArray[np.intp]  # [n, 3]: where in the reel the frame just before another one lies, that one, and the one just after
+Holds = NDArray[np.bool_]  # [n]
 
 CELLS = (12, 16)  # rows, columns
 FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
@@ -38,7 +42,7 @@ ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
 _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
-_NEARBY_S = np.linspace(-REACH_S, REACH_S, 11).tolist()
+_NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
 _MEAN = np.full(CELLS[0] * CELLS[1] * 3, 1 / (CELLS[0] * CELLS[1] * 3), np.float32)
 
 
@@ -91,7 +95,10 @@ class Reel:
         self.change += change
         self.apart += change
         self.path += itertools.accumulate(change[1:], initial=change[0] + (self.path[-1] if self.path else 0.0))
-        self.spread += new.reshape(n, 3, -1).std(axis=2).mean(axis=1).tolist()
+        planes = new.reshape(3 * n, -1)  # whole numbers, whose sums and sums of squares are exact
+        sums, squares = planes.sum(axis=1).astype(np.float64), np.einsum("ij,ij->i", planes, planes).astype(np.float64)
+        deviations = np.sqrt(planes.shape[1] * squares - sums**2) / planes.shape[1]
+        self.spread += deviations.reshape(n, 3).mean(axis=1).tolist()
 
     def part(self, number: int) -> None:
         """Find out how far apart the two sides of a frame are, if it sticks out; the frames that follow it must be there."""
@@ -102,10 +109,12 @@ class Reel:
         low, high = self.back(number, FLASH_S) - self.first, self.ahead(number - 1, FLASH_S) - self.first + 1
         sides = np.arange(at - 1, low - 1, -1), np.arange(at, high)
         earlier, later = (side[:: 1 + len(side) // 10] for side in sides)  # at high rates not all, but these two
-        differences = np.abs(self.cells[earlier, None] - self.cells[None, later]) @ _MEAN
         times = np.array(self.times[low:high])
         near = times[later - low] - times[earlier - low, None] <= FLASH_S + 1e-6
-        self.apart[at] = min(change, float(differences.min(where=near, initial=255)))
+        nearest, _ = cv2.batchDistance(  # of each earlier one, the sum of absolute differences
+            self.cells[earlier], self.cells[later], cv2.CV_32F, normType=cv2.NORM_L1, K=1, mask=near.astype(np.uint8)
+        )
+        self.apart[at] = min(change, float(nearest.min()) / self.cells.shape[1])
 
     def back(self, number: int, seconds: float) -> int:
         """Return the first frame at most so many seconds before a frame, at least the one before it where there is one."""
@@ -152,30 +161,29 @@ def cut_strength(reel: Reel, number: int) -> float:
 # ---- ramps -------------------------------------------------------------------------------------------------------------
 
 
-def ramp_at(reel: Reel, number: int, low: int, high: int) -> Transition | None:
-    """Return the ramp that a frame is inside of, or None.
+def ramps(reel: Reel, around: Sequence[Around]) -> Iterator[Transition]:
+    """Find the ramps that frames are inside of; the same ramp may come again and again, a little different."""
+    for (number, low, high), direction in _directions(reel, around):
+        ramp = _ramp_at(reel, number, low, high, direction)
+        if ramp:
+            yield ramp
 
-    Args:
-        reel: the frames.
-        number: the frame.
-        low: first frame that belongs to the same shot or ramp as far as cuts tell.
-        high: end of these frames.
-    """
-    direction = _direction(reel, number, low, high)
-    if direction is None:
-        return None
+
+def _ramp_at(reel: Reel, number: int, low: int, high: int, direction: Cells) -> Transition | None:
+    """Return the ramp that goes in a direction around a frame, or None."""
     first, end = max(low, reel.back(number, REACH_S)), min(high, reel.ahead(number, REACH_S) + 1)
     inside = slice(first - reel.first, end - reel.first)
-    times, cells = np.array(reel.times[inside]), reel.cells[inside]
-    usual = _middle(np.abs(direction)) + 0.5
+    times, cells = reel.times[inside], reel.cells[inside]
+    size = np.abs(direction)
+    usual = _middle(size) + 0.5
     # What changes far more than the rest moves in front of the scene.
-    weights = np.where(np.abs(direction) < 4 * usual, direction / (direction**2 + usual**2), 0)
+    weights = np.where(size < 4 * usual, direction / (direction**2 + usual**2), 0)
     progress = cells @ weights / (direction @ weights)
-    ends = _ends(times.tolist(), progress.tolist(), number - first)
+    ends = _ends(times, progress.tolist(), number - first)
     if ends is None:
         return None
     start, stop = ends
-    share = _share(times, cells, start, stop)
+    share = _share(np.array(times), cells, start, stop, reel.spread[inside])
     return Transition(start=first + start + 1, end=first + stop) if share else None
 
 
@@ -184,43 +192,59 @@ def _middle(values: Cells) -> float:
     return float(np.sort(values)[len(values) // 2])
 
 
-def _direction(reel: Reel, number: int, low: int, high: int) -> Cells | None:
-    """Return by how much each value changes from just before a frame to just after it, if that may be part of a ramp."""
-    before, after = max(low, reel.back(number, 0.08)), min(high - 1, reel.ahead(number, 0.08))
-    if before == number or after == number or reel.times[after - reel.first] - reel.times[before - reel.first] > 0.5:
-        return None
-    if not _stirs(reel, before - reel.first, number - reel.first, after - reel.first):
-        return None
-    if not _moves_on(reel, max(low, reel.back(number, REACH_S / 2)), min(high - 1, reel.ahead(number, REACH_S / 2))):
-        return None
-    a, m, b = reel.cells[before - reel.first], reel.cells[number - reel.first], reel.cells[after - reel.first]
-    direction: Cells = b - a
+def _directions(reel: Reel, around: Sequence[Around]) -> Iterator[tuple[Around, Cells]]:
+    """Give by how much each value changes from just before a frame to just after it, where that may be part of a ramp."""
+    chosen, places = [], []
+    for number, low, high in around:
+        before, after = max(low, reel.back(number, 0.08)), min(high - 1, reel.ahead(number, 0.08))
+        at = before - reel.first, number - reel.first, after - reel.first
+        changes = before != number != after and reel.path[at[2]] - reel.path[at[0]] >= 0.5
+        if changes and reel.times[at[2]] - reel.times[at[0]] <= 0.5:
+            chosen.append((number, low, high))
+            places.append(at)
+    for holds in (_stir, _move_on, _change_in_step):  # each of fewer frames than the one before
+        kept = np.flatnonzero(holds(reel, chosen, np.array(places))).tolist() if chosen else []
+        chosen, places = [chosen[i] for i in kept], [places[i] for i in kept]
+    for one, (before, _, after) in zip(chosen, places, strict=True):
+        yield one, reel.cells[after] - reel.cells[before]
+
+
+def _stir(reel: Reel, chosen: Sequence[Around], places: Places) -> Holds:
+    """Tell around which frames more changes than at some other time nearby: what changes all the time is no ramp."""
+    earliest, latest = (reel.times[number - reel.first] for number, _, _ in (chosen[0], chosen[-1]))
+    first, end = bisect_left(reel.times, earliest - REACH_S), bisect_left(reel.times, latest + REACH_S) + 1
+    times, path = np.array(reel.times[first:end]), np.array(reel.path[first:end])
+    before, number, after = places.T - first
+    least = 0.7 * (path[after] - path[before]) / (times[after] - times[before])
+    marks = np.searchsorted(times, times[number, None] + _NEARBY_S).clip(max=len(times) - 1)  # [n, marks]
+    lasts, changes = np.diff(times[marks]), np.diff(path[marks])
+    calm = (lasts > 0) & (changes < least[:, None] * lasts)
+    holds: Holds = calm.any(axis=1) | ~(lasts > 0).any(axis=1)
+    return holds
+
+
+def _move_on(reel: Reel, chosen: Sequence[Around], places: Places) -> Holds:
+    """Tell around which frames most of the picture becomes another one: after a ramp it is."""
+    before = [max(low, reel.back(number, REACH_S / 2)) - reel.first for number, low, _ in chosen]
+    after = [min(high - 1, reel.ahead(number, REACH_S / 2)) - reel.first for number, _, high in chosen]
+    size = np.abs(reel.cells[after] - reel.cells[before])  # [n, K]
+    least = [0.4 * min(15.0, max(3.0, reel.spread[a], reel.spread[b])) for a, b in zip(before, after, strict=True)]
+    holds: Holds = 2 * np.count_nonzero(size > np.array(least, np.float32)[:, None], axis=1) >= size.shape[1]
+    return holds
+
+
+def _change_in_step(reel: Reel, _: Sequence[Around], places: Places) -> Holds:
+    """Tell at which frames many values are on a straight way from just before to just after."""
+    before, middle, after = places.T
+    a = reel.cells[before]
+    direction = reel.cells[after] - a  # [n, K]
     size = np.abs(direction)
-    mean = float(size @ _MEAN)
-    if mean < 0.5 or np.count_nonzero(size > max(0.3, 0.25 * mean)) < 0.4 * size.size:
-        return None
-    share = _share_of(reel.times, before - reel.first, number - reel.first, after - reel.first)
-    return direction if float(np.abs(m - a - share * direction) @ _MEAN) < 0.35 * mean else None
-
-
-def _stirs(reel: Reel, before: int, number: int, after: int) -> bool:
-    """Tell whether more changes around a frame than at some other time nearby: what changes all the time is no ramp."""
-    times, path = reel.times, reel.path
-    change = path[after] - path[before]
-    if change < 0.5:
-        return False
-    least, last = 0.7 * change / (times[after] - times[before]), len(times) - 1
-    marks = [min(bisect_left(times, times[number] + offset_s), last) for offset_s in _NEARBY_S]
-    spans = [(a, b) for a, b in itertools.pairwise(marks) if times[a] < times[b]]
-    return not spans or any(path[b] - path[a] < least * (times[b] - times[a]) for a, b in spans)
-
-
-def _moves_on(reel: Reel, before: int, after: int) -> bool:
-    """Tell whether most of the picture differs between two frames: after a ramp it is another one."""
-    a, b = before - reel.first, after - reel.first
-    size = np.abs(reel.cells[b] - reel.cells[a])
-    full = min(15.0, max(3.0, reel.spread[a], reel.spread[b]))
-    return bool(2 * np.count_nonzero(size > 0.4 * full) >= size.size)
+    mean = size @ _MEAN
+    many = np.count_nonzero(size > np.maximum(np.float32(0.3), 0.25 * mean)[:, None], axis=1) >= 0.4 * size.shape[1]
+    shares = [_share_of(reel.times, *at) for at in places.tolist()]
+    off = np.abs(reel.cells[middle] - a - np.array(shares, np.float32)[:, None] * direction) @ _MEAN
+    holds: Holds = many & (mean >= 0.5) & (off < 0.35 * mean)
+    return holds
 
 
 def _share_of(times: Sequence[float], first: int, middle: int, last: int) -> float:
@@ -275,22 +299,25 @@ def _walk(times: Sequence[float], progress: Sequence[float], at: int, step: int,
     return at
 
 
-def _share(times: Series, cells: Cells, start: int, stop: int) -> float:
+def _share(times: Series, cells: Cells, start: int, stop: int, spread: Sequence[float]) -> float:
     """Return the share of values that go steadily from their level at one frame to that at another, and keep still around.
 
     0 if too little changes, or nothing but the light.
     """
     a, b = cells[start], cells[stop]
     size = np.abs(b - a)
-    spread_a, spread_b = (float(picture.reshape(3, -1).std(axis=1).mean()) for picture in (a, b))
+    spread_a, spread_b = spread[start], spread[stop]
     full = min(15.0, max(3.0, spread_a, spread_b))
-    changes = size > max(1.0, 0.25 * float(size.mean()))
+    if _middle(size) < full:
+        return 0.0
+    changes = size > max(1.0, 0.25 * float(size @ _MEAN))
     # Black bars take no part.
-    seen = max(0.25, float((np.maximum(a, b).reshape(3, -1).max(axis=0) > 12).mean()))
-    if _middle(size) < full or changes.mean() < 0.65 * seen:
+    lit = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
+    if np.count_nonzero(changes) < 0.65 * max(0.25, np.count_nonzero(lit) / len(lit)) * len(changes):
         return 0.0
     shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)
-    goes = changes & (np.abs(cells[start : stop + 1] - a - shares * (b - a)).mean(axis=0) < 0.12 * size + 0.3)
+    off = np.abs(cells[start : stop + 1] - a - shares * (b - a))
+    goes = changes & (off.sum(axis=0) < len(off) * (0.12 * size + 0.3))
     around = max(0.15, 0.3 * (times[stop] - times[start]))
     # Next to one colour: there a fade turns round, and there is no structure to compare.
     plain_a, plain_b = spread_a < max(1.0, 0.2 * spread_b), spread_b < max(1.0, 0.2 * spread_a)
@@ -298,7 +325,7 @@ def _share(times: Series, cells: Cells, start: int, stop: int) -> float:
         goes &= _still(cells[(times >= times[start] - around) & (times <= times[start])], a, size)
     if not plain_b:
         goes &= _still(cells[(times >= times[stop]) & (times <= times[stop] + around)], b, size)
-    share = float(goes.sum() / changes.sum())
+    share = np.count_nonzero(goes) / np.count_nonzero(changes)
     return share if share >= LEAST_SHARE and (plain_a or plain_b or _differ(a, b, 0.55 * full)) else 0.0
 
 
@@ -417,13 +444,16 @@ class Transitions:
             if strength >= self.threshold:
                 self.cuts[self.next_cut] = strength
             self.next_cut += 1
+        for ramp in ramps(reel, list(self._around(final=final))):
+            self._keep(ramp)
+
+    def _around(self, *, final: bool) -> Iterator[Around]:
+        """Give the next frames that may be inside of a ramp, each with what belongs to the same shot or ramp."""
+        reel = self.reel
+        sharp = [cut for cut, strength in self.cuts.items() if strength >= 2 * self.threshold]
         while self.next_ramp < reel.end - 1 and (final or self._seen(self.next_cut - 1, self.next_ramp, REACH_S)):
-            sharp = [cut for cut, strength in self.cuts.items() if strength >= 2 * self.threshold]
             low = max([self.given, reel.first, *(cut for cut in sharp if cut <= self.next_ramp)])
-            high = min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
-            ramp = ramp_at(reel, self.next_ramp, low, high)
-            if ramp:
-                self._keep(ramp)
+            yield self.next_ramp, low, min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
             self.next_ramp = reel.ahead(self.next_ramp, 0.08)
 
     def _seen(self, last: int, number: int, seconds: float) -> bool:
