@@ -47,6 +47,7 @@ DECODERS = frozenset(
 PINNED = {"codec_whitelist": ",".join(sorted(DECODERS)), "protocol_whitelist": "none", "enable_drefs": "0"}
 
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+MOST_AHEAD, PIXELS_AHEAD = 8, 1 << 21  # frames that a scan decodes ahead, and pixels of them
 PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273)
 WHITE_NITS = 203  # of diffuse white in high dynamic range (ITU-R BT.2408)
 
@@ -124,33 +125,61 @@ def opened(file: BinaryIO, container: str, threads: int, max_pixels: int = 1 << 
         yield media, stream
 
 
-def decoded(media: Any, stream: Any, note: Callable[[Any], None] | None = None) -> Iterator[tuple[float, Any]]:
+def decoded(media: Any, stream: Any, note: Callable[[Any], None] | None = None, ahead: int = 1) -> Iterator[tuple[float, Any]]:
     """Decode frame by frame with presentation times in seconds, strictly increasing; `note` sees every packet first.
+
+    So many frames are decoded `ahead` of what is done with them: a decoder leaves the processor's caches cold for whatever
+    comes after it, which then is half as dear for eight frames in a row. All that decode before an error are given.
 
     Raises:
         MediaError: decoding stops with an error, or times are missing or do not increase.
         MemoryError: the decoder needs more than it may use.
     """
-    first = last = None
-    ticks, seconds = 1, 1  # so many ticks in so many seconds; dividing integers gives what the fraction would
+    clock, pending, broken = _Clock(), list[Any](), None
     try:
         for packet in media.demux(stream):
             if note:
                 note(packet)
-            for frame in packet.decode():
-                pts = frame.pts
-                if pts is None or (last is not None and pts <= last):
-                    raise MediaError("time_base", f"frame times do not increase: {pts} after {last}")
-                if first is None:
-                    first, (seconds, ticks) = pts, frame.time_base.as_integer_ratio()
-                last = pts
-                _progress((pts - first) * seconds / ticks)
-                yield pts * seconds / ticks, frame
+            pending += packet.decode()
+            if len(pending) >= ahead:
+                for frame in pending:
+                    yield clock.time_s(frame), frame
+                pending.clear()
     except (av.error.FFmpegError, ValueError) as error:
-        _raise_if_short_of_memory(error, 8 * stream.codec_context.height * stream.codec_context.width)
-        if getattr(error, "errno", None) == errno.EINVAL and not stream.codec_context.width:
-            raise MediaError("too_large", "the decoder refuses to make a picture of this size") from error
-        raise MediaError("corrupt", f"decoding stops with an error: {error}") from error
+        broken = error
+    for frame in pending:
+        yield clock.time_s(frame), frame
+    if broken:
+        _raise_if_short_of_memory(broken, 8 * stream.codec_context.height * stream.codec_context.width)
+        if getattr(broken, "errno", None) == errno.EINVAL and not stream.codec_context.width:
+            raise MediaError("too_large", "the decoder refuses to make a picture of this size") from broken
+        raise MediaError("corrupt", f"decoding stops with an error: {broken}") from broken
+
+
+def frames_ahead(stream: Any) -> int:
+    """Return how many frames of a stream to decode ahead: few and small enough for a cache, one where they are large."""
+    pixels: int = stream.codec_context.height * stream.codec_context.width
+    return max(1, min(MOST_AHEAD, PIXELS_AHEAD // max(1, pixels)))
+
+
+class _Clock:
+    """Tells the times of frames, one after the other, and how far decoding has come."""
+
+    def __init__(self) -> None:
+        self._first = self._last = None
+        self._ticks, self._seconds = 1, 1  # so many ticks in so many seconds; dividing integers gives what the fraction would
+
+    def time_s(self, frame: Any) -> float:
+        """Return the presentation time of the next frame; MediaError if it has none or an earlier one than the last."""
+        pts = frame.pts
+        if pts is None or (self._last is not None and pts <= self._last):
+            raise MediaError("time_base", f"frame times do not increase: {pts} after {self._last}")
+        if self._first is None:
+            self._first, (self._seconds, self._ticks) = pts, frame.time_base.as_integer_ratio()
+        self._last = pts
+        _progress((pts - self._first) * self._seconds / self._ticks)
+        time_s: float = pts * self._seconds / self._ticks
+        return time_s
 
 
 @dataclass
@@ -176,7 +205,7 @@ class Reading:
         """
         seen = False
         try:
-            for time_s, frame in decoded(media, stream, partial(self._note, note)):
+            for time_s, frame in decoded(media, stream, partial(self._note, note), frames_ahead(stream)):
                 seen = True
                 self.interlaced |= bool(frame.interlaced_frame)
                 self.transfer = int(frame.color_trc)
