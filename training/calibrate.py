@@ -16,7 +16,7 @@ from packing.cost import CostModel, fit_cost
 from packing.manifest import Manifest
 from packing.mixture import open_loader
 from training.config import TrainJob
-from training.model import DiT
+from training.model import DiT, dit_for
 from training.precision import Precision, products
 from training.ranks import joined_ranks
 
@@ -91,7 +91,7 @@ def calibrate(job: TrainJob, shards_url: str, *, length: int | None = None, repe
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
     with joined_ranks(job.train.device) as ranks:
-        model = DiT(job.model, token_dim=manifest.token_dim, text_width=manifest.text_encoder.width).to(ranks.device)
+        model = dit_for(job.model, manifest).to(ranks.device)
         rows = timed_lengths(length or manifest.sequence_length)
         _time_pass(model, rows[0], manifest, job.train.precision)  # kernels are compiled and memory is found only once
         seconds = [min(_time_pass(model, row, manifest, job.train.precision) for _ in range(repeats)) for row in rows]

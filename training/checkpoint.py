@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from packing.errors import ModelError
 from packing.manifest import Manifest
 from training.config import DiTConfig, TrainConfig, TrainJob
-from training.model import DiT
+from training.model import DiT, dit_for
 from training.muon import Muon
 
 FORMAT = "clipmill-checkpoint-v1"
@@ -175,8 +175,7 @@ def restore_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 def load_dit(folder: Path, progress: Progress) -> DiT:
     """Build the averaged model of a checkpoint, ready to sample from on the CPU."""
-    manifest = progress.manifest
-    model = DiT(progress.job.model, token_dim=manifest.token_dim, text_width=manifest.text_encoder.width)
+    model = dit_for(progress.job.model, progress.manifest)
     load_weights(folder, model, "ema")
     return model.eval()
 

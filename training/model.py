@@ -16,14 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from packing.errors import ConfigError
+from packing.manifest import Manifest
 from packing.tokens import fractional_positions, kept_places, positions
 from training.attention import Segments, segment_attention
+from training.cells import CellBlocks, CellForm
 from training.config import DiTConfig
 from training.flow import velocity_from_clean
 from training.rope import rotary_angles, rotate
 
 TIME_FREQUENCIES = 128
 POSITION_FREQUENCIES = 8  # two to an octave
+
+
+def dit_for(config: DiTConfig, manifest: Manifest) -> "DiT":
+    """Build the model for shards: what goes in and comes out, and how it is laid out, is the manifest's."""
+    form = CellForm(channels=manifest.channels, patch=manifest.patch)
+    return DiT(config, token_dim=manifest.token_dim, text_width=manifest.text_encoder.width, form=form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +47,15 @@ class Layout:
 class DiT(nn.Module):
     """Predicts the velocity of every token of a packed batch; `token_dim` and `text_width` come from the manifest."""
 
-    def __init__(self, config: DiTConfig, *, token_dim: int, text_width: int) -> None:
+    def __init__(self, config: DiTConfig, *, token_dim: int, text_width: int, form: CellForm | None = None) -> None:
+        """Build the model; `form` tells how tokens are laid out, for one with convolutions over cells."""
         super().__init__()
         self.config = config
+        self.cells = None
+        if config.cell_width:
+            assert form is not None
+            self.cells = CellBlocks(form, width=config.cell_width, depth=config.cell_depth, condition=config.width)
+            token_dim = self.cells.token_dim
         self.embed_tokens = nn.Linear(token_dim, config.width)
         self.embed_text = TextEmbedding(text_width, config.width)
         self.embed_time = TimeEmbedding(config.width)
@@ -69,7 +84,12 @@ class DiT(nn.Module):
             text: caption features [M, text_width], unpadded, one caption a clip; an empty one means no condition.
             cu_text: where the captions begin and end in `text`, int [s+1].
             kept: the number of each token in its own whole clip, int [S]; without it, no token is missing.
+
+        Raises:
+            ConfigError: tokens are missing, and the model has convolutions, which need all.
         """
+        if self.cells is not None and kept is not None:
+            raise ConfigError("model.cell_width is for corpora with all their tokens, and this one was packed with pack.drop")
         places = slice(None) if kept is None else kept_places(kept.cpu(), cu_seqlens.cpu(), grid.cpu())
         where = positions(grid.cpu())[places]  # [S, 3]
         layout = Layout(
@@ -77,17 +97,23 @@ class DiT(nn.Module):
             keys=Segments.of(cu_text, tokens.device).prepended(),
             angles=rotary_angles(where.to(tokens.device), self.config.head_width),
         )
-        x = self.embed_tokens(tokens)  # [S, D]
         keys = self.embed_text(text, layout.keys)  # [M + s, D]
         condition = self.embed_time(t)  # [s, D]
-        if self.embed_position is not None:
-            x = x + self.embed_position(fractional_positions(grid.cpu())[places].to(tokens.device))
         if self.embed_caption is not None:
             condition = condition + self.embed_caption(text, Segments.of(cu_text, tokens.device))
         condition = F.silu(condition)
-        for block in self.blocks:
-            x = block(x, condition, keys, layout)
-        predicted: Tensor = self.head(x, condition, layout.tokens)  # [S, token_dim]
+        positional = 0.0
+        if self.embed_position is not None:
+            positional = self.embed_position(fractional_positions(grid.cpu())[places].to(tokens.device))
+
+        def transform(tokens: Tensor) -> Tensor:
+            x = self.embed_tokens(tokens) + positional  # [S, D]
+            for block in self.blocks:
+                x = block(x, condition, keys, layout)
+            predicted: Tensor = self.head(x, condition, layout.tokens)  # [S, token_dim]
+            return predicted
+
+        predicted = transform(tokens) if self.cells is None else self.cells(tokens, condition, grid.cpu(), transform)
         if self.config.predict == "velocity":
             return predicted
         return velocity_from_clean(tokens, predicted, spread(t[:, None], layout.tokens))

@@ -6,6 +6,7 @@ tokens divided by the tokens of all ranks.
 """
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -38,13 +39,14 @@ from training.checkpoint import (
 from training.config import TrainConfig, TrainJob
 from training.flow import LEAST_TIME, channel_factors, loss_sum, noise_batch
 from training.meter import Meter, StepReport
-from training.model import DiT
+from training.model import DiT, dit_for
 from training.muon import make_optimizers, set_rate
 from training.passes import split_batch
 from training.precision import products
 from training.ranks import Ranks, joined_ranks
 
 log = logging.getLogger(__name__)
+INSIDE = re.compile(r"blocks\.|cells\.(before|after)\.\d+\.(first|second)\.|cells\.(enter|join)\.")  # what Muon moves
 
 
 def train(job: TrainJob, shards_url: str, on_report: Callable[[StepReport], None] | None = None) -> Path:
@@ -157,10 +159,9 @@ def _open_loader(config: TrainConfig, shards_url: str, ranks: Ranks) -> StepLoad
 
 
 def _new_model(job: TrainJob, loader: StepLoader) -> DiT:
-    manifest = loader.manifest
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.train.seed)
-        return DiT(job.model, token_dim=manifest.token_dim, text_width=manifest.text_encoder.width)
+        return dit_for(job.model, loader.manifest)
 
 
 def _resume(run: _Run, folder: Path) -> None:
@@ -219,11 +220,11 @@ def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
 
 
 def _new_optimizers(config: TrainConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
+    """AdamW for everything, or Muon for the matrices and kernels inside the blocks and AdamW for the rest."""
     if config.optimizer == "adamw":
         group = {"params": list(model.parameters()), "base_lr": config.lr}
         return [torch.optim.AdamW([group], lr=config.lr, weight_decay=config.weight_decay)]
-    outside = [name for name, _ in model.named_parameters() if not name.startswith("blocks.")]
+    outside = [name for name, _ in model.named_parameters() if not INSIDE.match(name)]
     return make_optimizers(
         model, muon_lr=config.muon_lr, adam_lr=config.lr, weight_decay=config.weight_decay, adam_names=outside
     )
