@@ -7,6 +7,7 @@ and turned into a picture when a clip is known to want one.
 Legend: n frames, h w rows and columns of a plane, Y X of a picture; a plane is uint8 (uint16 where samples have more bits).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -52,22 +53,25 @@ class Planes(NamedTuple):
 
 def planes_of(frame: Any, scaler: Scaler) -> Planes:
     """Return the planes of a decoded frame; of one that is not stored as planar YUV, those it has when it is turned into it."""
-    depth = _depth(frame.format.name)
+    depth, full = _stored(frame.format.name)
     if depth is None:
         frame, depth = scaler.yuv(frame), 8
     sample = _BYTE if depth == 8 else _WORD
-    luma, blue, red = (np.ndarray((p.height, p.width), sample, p, 0, (p.line_size, sample.itemsize)) for p in frame.planes[:3])
-    full = frame.format.name.startswith("yuvj") or frame.color_range == 2
-    space, transfer = int(frame.colorspace), int(frame.color_trc)
-    return Planes(luma=luma, blue=blue, red=red, depth=depth, full=full, space=space, transfer=transfer)
+    step = sample.itemsize
+    luma, blue, red = [np.ndarray((p.height, p.width), sample, p, 0, (p.line_size, step)) for p in frame.planes[:3]]
+    full = full or frame.color_range == 2
+    return Planes(luma, blue, red, depth, full, int(frame.colorspace), int(frame.color_trc))
 
 
 @cache
-def _depth(name: str) -> int | None:
-    """Return the bits of one sample of a planar YUV format, with or without alpha, or None for another format."""
+def _stored(name: str) -> tuple[int | None, bool]:
+    """Return the bits of one sample of a planar YUV format, with or without alpha, and whether its name says full range.
+
+    None for the bits of another format.
+    """
     if not name.startswith(("yuv4", "yuvj4", "yuva4")) or name.endswith("be"):
-        return None
-    return next((bits for bits in (9, 10, 12, 14, 16) if name.endswith(f"p{bits}le")), 8)
+        return None, False
+    return next((bits for bits in (9, 10, 12, 14, 16) if name.endswith(f"p{bits}le")), 8), name.startswith("yuvj")
 
 
 # ---- every frame -------------------------------------------------------------------------------------------------------
@@ -102,17 +106,17 @@ class Strip:
 
     def add(self, planes: Planes) -> float:
         """Sample one more frame, of at most `FRAMES`; return by how many levels its luma differs from the one before."""
-        self.count += 1
+        before, self.count = self._luma[self.count], self.count + 1
         self._full = planes.full
-        at, samples = self.count, (self._luma, self._blue, self._red)
-        for plane, sampled in zip((planes.luma, planes.blue, planes.red), samples, strict=True):
-            _, rows, columns = sampled.shape
+        sampled = self._luma[self.count], self._blue[self.count], self._red[self.count]
+        for plane, samples in zip((planes.luma, planes.blue, planes.red), sampled, strict=True):
+            size = samples.shape[::-1]
             if planes.depth == 8:
-                cv2.resize(plane, (columns, rows), sampled[at], interpolation=cv2.INTER_NEAREST)
+                cv2.resize(plane, size, samples, interpolation=cv2.INTER_NEAREST)
             else:
-                deep = cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST)
-                np.right_shift(deep, planes.depth - 8, out=sampled[at], casting="unsafe")
-        return float(cv2.norm(self._luma[at], self._luma[at - 1], cv2.NORM_L1) / self._luma[at].size)
+                deep = cv2.resize(plane, size, interpolation=cv2.INTER_NEAREST)
+                np.right_shift(deep, planes.depth - 8, out=samples, casting="unsafe")
+        return float(cv2.norm(sampled[0], before, cv2.NORM_L1) / before.size)
 
     def develop(self, rows: int, columns: int) -> Developed:
         """Show the frames, in pictures of rows × columns, and begin a new strip."""
@@ -186,11 +190,28 @@ class Held:
 
         No side is shorter than `least`: of a ribbon, pixels are stretched.
         """
-        inside = [cropped(plane, scaled_box(box, self.size, (plane.shape[0], plane.shape[1]))) for plane in self.planes]
-        height, width = (max(least, length) for length in fitted(box[2:], min(side, *inside[0].shape)))
-        pixels = cv2.merge([shrunk(plane, height, width) for plane in inside])
-        picture: Picture = cv2.transform(pixels, self.matrix)
-        return picture if self.standard else cv2.LUT(picture, standard_range())
+        picture: Picture = pictures_of([self], box, side, least)[0]
+        return picture
+
+    def inside(self, box: Box) -> list[NDArray[np.uint8]]:
+        """Return what the planes show inside a box."""
+        return [cropped(plane, scaled_box(box, self.size, (plane.shape[0], plane.shape[1]))) for plane in self.planes]
+
+    def draw(self, box: Box, picture: Picture) -> None:
+        """Fill a picture with what is inside a box."""
+        pixels = cv2.merge([shrunk(plane, *picture.shape[:2]) for plane in self.inside(box)])
+        cv2.transform(pixels, self.matrix, picture)
+        if not self.standard:
+            cv2.LUT(picture, standard_range(), picture)
+
+
+def pictures_of(held: Sequence[Held], box: Box, side: int, least: int = 2) -> NDArray[np.uint8]:
+    """Make pictures, uint8 RGB [F, Y, X, 3], of frames of one size; see `Held.picture`."""
+    height, width = (max(least, length) for length in fitted(box[2:], min(side, *held[0].inside(box)[0].shape)))
+    pictures = np.empty((len(held), height, width, 3), np.uint8)
+    for frame, picture in zip(held, pictures, strict=True):
+        frame.draw(box, picture)
+    return pictures
 
 
 def hold(planes: Planes, size: tuple[int, int], matrix: Matrix, side: int) -> Held:

@@ -18,7 +18,7 @@ from pipeline import measures
 from pipeline.crop import Box, find_box
 from pipeline.detectors import Detector
 from pipeline.media import Matrix, Send
-from pipeline.planes import FRAMES, Held, Planes, Strip, hold
+from pipeline.planes import FRAMES, Held, Planes, Strip, hold, pictures_of
 from pipeline.transitions import Transition
 
 AT_FIRST = 16  # frames of a shot that are held at the first pace
@@ -115,8 +115,7 @@ class Shots:
         inside = [n for n in self._held if first <= n < last] or [min(self._held, key=lambda n: abs(n - first))]
         chosen, moments = evenly(inside, self.pictures_per_clip), evenly(inside, measures.MOMENTS)
         box = find_box([self._held[number].lines for number in moments], *self._held[inside[0]].size)
-        pictures = [self._held[number].picture(box, self.side_px) for number in chosen]
-        self.send(str(len(self.clips)), np.stack(pictures))
+        self.send(str(len(self.clips)), pictures_of([self._held[number] for number in chosen], box, self.side_px))
         self.clips.append(
             {
                 "start_s": start_s,
@@ -136,8 +135,8 @@ class Shots:
         lit = height * width / (box[2] * box[3])  # bars have no light and do not change: what is inside has all of it
         few = held[:: -(-len(held) // measures.PICTURES)]
         return measures.View(
-            pictures=np.stack([frame.picture(box, measures.SIDE, measures.LEAST_SIDE) for frame in few]),
-            cells=np.stack([frame.picture(box, measures.CELLS, measures.LEAST_CELLS) for frame in held]),
+            pictures=pictures_of(few, box, measures.SIDE, measures.LEAST_SIDE),
+            cells=pictures_of(held, box, measures.CELLS, measures.LEAST_CELLS),
             times_s=np.array([self.times_s[number] for number in moments]),
             light=np.array(self._light[first:last]) * lit,
             change=np.array(self._change[first:last]) * lit,

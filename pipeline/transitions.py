@@ -150,10 +150,10 @@ def cut_strength(reel: Reel, number: int) -> float:
         return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
     high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
-    # A repeated frame says nothing.
-    others = sorted(change for change in reel.apart[low:at] + reel.apart[at + 1 : high] if change > 0.02)
+    others = sorted(reel.apart[low:at] + reel.apart[at + 1 : high])
+    repeated = bisect_right(others, 0.02)  # frames that say nothing
     # Not the largest: there may be other cuts nearby.
-    usual = others[3 * len(others) // 4] if others else 0.0
+    usual = others[repeated + 3 * (len(others) - repeated) // 4] if repeated < len(others) else 0.0
     full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
     return apart / max(usual, 0.3) * min(1.0, apart / full)
 
