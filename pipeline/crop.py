@@ -69,9 +69,11 @@ def is_open(luma: NDArray[Any], darkest: int) -> bool:
         luma: the full-size plane [Y, X] of 8 or 16 bits.
         darkest: the level of `DARKEST` on the plane's range; well above it, an edge is light.
     """
-    return any(_is_lit(luma[at], darkest) for at in (0, -1)) and any(_is_lit(luma[:, at], darkest) for at in (0, -1))
+    rows = _is_lit(luma[0], darkest) or _is_lit(luma[-1], darkest)
+    return rows and (_is_lit(luma[:, 0], darkest) or _is_lit(luma[:, -1], darkest))
 
 
+@functools.lru_cache(maxsize=8)
 def open_lines(height: int, width: int) -> Lines:
     """Stand for the lines of a frame that has no bars: all light."""
     return Lines(rows=np.full((height, BLOCKS), 255, np.uint8), columns=np.full((width, BLOCKS), 255, np.uint8))
@@ -82,8 +84,9 @@ def _is_lit(line: NDArray[Any], darkest: int) -> bool:
     length = len(line) // BLOCKS
     if not length:
         return False
-    blocks = line[: BLOCKS * length].reshape(BLOCKS, length)[:, :: max(1, length // 4)].mean(axis=1)
-    return int(np.count_nonzero(blocks > 1.5 * darkest)) > 2 * STRAY_BLOCKS
+    blocks = line[: BLOCKS * length].reshape(BLOCKS, length)[:, :: max(1, length // 4)]
+    lit = np.add.reduce(blocks, axis=1, dtype=np.uint32) > 1.5 * darkest * blocks.shape[1]  # a mean takes three times as long
+    return int(np.count_nonzero(lit)) > 2 * STRAY_BLOCKS
 
 
 def find_box(lines: Sequence[Lines], height: int, width: int) -> Box:
