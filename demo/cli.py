@@ -22,10 +22,19 @@ CONFIGS, WEIGHTS = ROOT / "configs", Path(__file__).parent / "weights"
 NATURAL = ROOT.parent / "shared" / "data" / "videos"  # beside a checkout, where there is one
 OWN = ("world.", "samples=", "natural=")
 TRAINING = ("train.", "model.")
-FULL = ("world.videos=240", "samples=96")
-# Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, and few tokens, so that a
-# short training sees many clips. Two seconds are 48 tokens.
-SMALL = ("encode.max_pixels=4096", "pack.patch=[3,2,2]", "pack.length=256", "pack.kind=videos", "runner=local")
+FULL = ("world.videos=400", "samples=96")
+# Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, the first two seconds in
+# nine frames, and all of a place's time in one token, so that a short training sees many clips. A square clip is 16 tokens.
+SMALL = (
+    "encode.max_pixels=4096",
+    "encode.fps=4",
+    "encode.max_frames=9",
+    "split.min_clip_s=2.05",
+    "pack.patch=[5,2,2]",
+    "pack.length=128",
+    "pack.kind=videos",
+    "runner=local",
+)
 
 
 @click.command()
@@ -113,17 +122,18 @@ def _scored(study: "Study", config: "DemoConfig") -> dict[str, Any]:
 def _sampled(study: "Study", config: "DemoConfig", checkpoints: Path, folder: Path) -> dict[str, Any]:
     """Measure samples, draw the contact sheets, and keep some samples as videos."""
     from demo.pictures import draw_sheets
-    from demo.scorecard import score_samples
+    from demo.scorecard import Study, score_samples
     from training import write_mp4
 
     _title("sample and score")
-    figures, samples = score_samples(study, checkpoints, count=config.samples)
+    small = Study(world=study.world, run=study.run, seconds=study.seconds)  # as it was ingested for training
+    figures, samples = score_samples(small, checkpoints, count=config.samples)
     with study.timed("pictures"):
         draw_sheets(study, samples, folder / "pictures")
         for number, sample in enumerate(samples[:8]):
             path = folder / "samples" / f"{number:02d}_{'_'.join(sample.combination)}.mp4"
             path.parent.mkdir(exist_ok=True)
-            write_mp4(sample.frames, study.job.config.encode.fps, path)
+            write_mp4(sample.frames, small.job.config.encode.fps, path)
     return figures
 
 

@@ -35,7 +35,7 @@ from pipeline.stage import PartitionView
 from pipeline.stages.encode import ClipToEncode, Encode
 
 MOST_CODED = 24  # clips that are decoded again for a figure
-SAMPLE_S, SAMPLE_PX = 17 / 8, 64  # 9 latent frames of 8 x 8
+SAMPLE_S, SAMPLE_PX = 9 / 4, 64  # 5 latent frames of 8 x 8
 GOALS: Mapping[str, float] = {
     "split.hard_f1": 1.0,
     "split.gradual_f1": 0.9,
@@ -199,7 +199,13 @@ def pack_figures(run: str) -> dict[str, Any]:
 
 
 def score_samples(study: Study, checkpoint: Path, *, count: int) -> tuple[dict[str, Any], list[Sample]]:
-    """Sample held-out combinations and let the judges say what they see; their ceilings stand beside."""
+    """Sample held-out combinations and let the judges say what they see; their ceilings stand beside.
+
+    Args:
+        study: the run as it was last ingested, for training: its clips are what the ceilings are of.
+        checkpoint: the trained model.
+        count: samples.
+    """
     combinations = held_out_combinations(count, seed=0)
     config = study.job.config
     with study.timed("sample"):
