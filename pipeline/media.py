@@ -424,6 +424,10 @@ class _Nameless(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         return self._file.readinto(buffer)
 
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
 
 def moving_streams(media: Any) -> list[Any]:
     """List the video streams that are no pictures for a menu."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.measures import MEASURES
+from pipeline.media import MediaError, frames_ahead, opened
+from pipeline.media import decoded as decoded_ahead
 from tests.media import decoded, picture, set_matrix, shots, write_image, write_video
 
 Scan = Callable[..., tuple[dict[str, Any], dict[str, NDArray[Any]]]]
@@ -185,3 +188,27 @@ def test_an_image_is_one_clip_of_one_frame_under_any_name(scan: Scan, tmp_path: 
     assert (facts["height_px"], facts["width_px"]) == (64, 96)
     assert arrays["0"].shape == (1, 32, 48, 3)
     assert arrays["times_s"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("ahead", [2, 8, 100])
+def test_all_frames_before_an_error_are_given_however_many_are_decoded_ahead(tmp_path: Path, ahead: int) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([12, 9]), options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+    def times_to_the_error(ahead: int) -> list[float]:
+        found = []
+        with open(path, "rb") as file, opened(file, "mov", 1) as (media, stream):
+            frames = decoded_ahead(media, stream, ahead=ahead)
+            with pytest.raises(MediaError, match="decoding stops"):
+                found.extend(time_s for time_s, _ in frames)
+        return found
+
+    wanted = times_to_the_error(1)
+    assert 0 < len(wanted) < 21
+    assert times_to_the_error(ahead) == wanted
+
+
+@pytest.mark.parametrize(("height", "width", "frames"), [(240, 320, 8), (480, 720, 6), (1080, 1920, 1), (2160, 3840, 1)])
+def test_few_frames_are_decoded_ahead_and_none_that_are_large(height: int, width: int, frames: int) -> None:
+    codec_context = SimpleNamespace(height=height, width=width)
+    assert frames_ahead(SimpleNamespace(codec_context=codec_context)) == frames
