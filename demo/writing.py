@@ -3,9 +3,10 @@
 Equal arguments give equal bytes: encoders run in one thread, and containers hold no random ids and no dates.
 """
 
+import contextlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +60,7 @@ def write_video(path: Path, pictures: Iterable[Picture], ticks: Iterable[int], f
     os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder talks otherwise
     convert = VideoReformatter()
     options = {"fflags": "+bitexact"} | ({"movflags": "faststart"} if form.streamable else {})
-    with av.open(str(path), "w", options=options) as out:
+    with usual_priority(), av.open(str(path), "w", options=options) as out:
         stream: Any = None
         for picture, tick in zip(pictures, ticks, strict=True):
             stored = np.rot90(picture, form.rotation // 90)
@@ -73,6 +74,20 @@ def write_video(path: Path, pictures: Iterable[Picture], ticks: Iterable[int], f
         out.mux(stream.encode())
     if form.rotation:
         _set_matrix(path, _MATRICES[form.rotation])
+
+
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Keep how this thread is scheduled.
+
+    Started by root, SVT-AV1 makes the thread that calls it a real-time one, and so all threads and processes that it starts
+    afterwards: two of them that wait for each other in a loop then stop a machine of two cores.
+    """
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def write_image(path: Path, picture: Picture) -> None:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from demo.writing import usual_priority
+
 Picture = NDArray[np.uint8]  # [Y, X, 3]
 HEIGHT, WIDTH = 64, 96
 OPTIONS = {
@@ -69,7 +71,7 @@ def write_video(
     """
     os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder talks otherwise
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=options or {}) as out:
+    with usual_priority(), av.open(str(path), "w", options=options or {}) as out:
         stream: Any = None
         for number, pixels in enumerate(pictures):
             if stream is None:

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from demo.writing import usual_priority
+
 Picture = NDArray[np.uint8]  # [Y, X, 3]
 
 COLOURS = {
@@ -74,7 +76,7 @@ def make_videos(folder: Path, count: int = 12, seed: int = 0) -> Path:
 def write_video(path: Path, frames: Iterator[Picture], *, codec: str, fps: int) -> None:
     """Encode RGB frames, all of one even size."""
     os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder talks otherwise
-    with av.open(str(path), "w") as out:
+    with usual_priority(), av.open(str(path), "w") as out:
         stream: Any = None
         for frame in frames:
             if stream is None:

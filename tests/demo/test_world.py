@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -70,6 +71,11 @@ def test_equal_configs_give_equal_bytes(tmp_path: Path) -> None:
     first, second = (digests(make_world(tmp_path / name, WorldConfig(videos=6, seed=5))) for name in "ab")
     assert first == second
     assert {"truth.json", "titles.csv"} < first.keys()
+
+
+def test_writing_a_world_leaves_the_process_scheduled_as_it_was(folder: Path) -> None:
+    assert any(file.codec == "av1" for file in of_kind(read_truth(folder), "video"))  # whose encoder takes a real-time one
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_another_seed_is_another_world() -> None:
