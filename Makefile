@@ -33,9 +33,12 @@ models: $(INSTALLED)
 		--until $(UNTIL) $(if $(VIDEOS),--natural $(VIDEOS))
 	$(BIN)/python -m demo.learning.tower runs/tower --cpu-s 720
 	$(BIN)/python -m demo.learning.train_clip train runs/tower demo/weights/clip --text-s 60 --cpu-s 150
-	$(BIN)/python -m demo.learning.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 950
-	$(BIN)/python -m demo.learning.train_captioner train runs/tower demo/weights/captioner --state runs/captioner --cpu-s 1450 \
-		--codec demo/weights/codec
+	$(BIN)/python -m demo.learning.train_captioner train demo/weights/captioner --tower runs/tower --state runs/captioner --cpu-s 950
+	$(BIN)/python -m demo.learning.train_captioner train demo/weights/captioner --tower runs/tower --state runs/captioner \
+		--cpu-s 1450 --codec demo/weights/codec
+	$(BIN)/python -m demo.learning.train_captioner train runs/captioner-on --begin demo/weights/captioner \
+		--state runs/captioner-tuned --cpu-s 1150 --codec demo/weights/codec
+	$(BIN)/python -m demo.learning.train_captioner mix demo/weights/captioner runs/captioner-on demo/weights/captioner
 
 $(MODELS): $(INSTALLED)
 	$(BIN)/python -m demo.tiny_models $(MODELS)

@@ -1,13 +1,15 @@
 """A training run of the demo's small models: a budget of CPU seconds, a cosine over it, a checkpoint that a run goes on from.
 
 The checkpoint is one safetensors file with the model, the optimizers and how far the run is; it is replaced by a rename, so one
-that is there is whole. Matrices learn by Muon, the rest by AdamW, forward passes are in bfloat16.
+that is there is whole. Matrices learn by Muon, the rest by AdamW; forward passes are in bfloat16 where the processor computes
+in it, and in float32 elsewhere, where bfloat16 takes six times as long.
 """
 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class Course:
         adam_lr: learning rate of everything else.
         adam_names: parts of names of matrices that AdamW moves.
         report_s: CPU seconds between two lines of figures, and between two checkpoints.
+        average: share of itself that the moving average of the weights keeps at a step; 0 for none.
     """
 
     folder: Path
@@ -43,10 +46,23 @@ class Course:
     adam_lr: float = 2e-3
     adam_names: Sequence[str] = ()
     report_s: float = 30.0
+    average: float = 0.0
+
+
+def has_bfloat16() -> bool:
+    """Tell whether the processor multiplies in bfloat16."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def fast_precision() -> torch.autocast:
+    """Return a context in which products are made in the fastest precision that is good enough for a forward pass."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 def follow(course: Course, model: nn.Module, loss_of: Callable[[], Tensor], report: Callable[[], str] = lambda: "") -> int:
     """Train a model until the budget is spent, and leave its last state in the folder.
+
+    With a moving average, it is what reports see and what the model holds in the end.
 
     Args:
         course: the budget and the rates.
@@ -61,27 +77,59 @@ def follow(course: Course, model: nn.Module, loss_of: Callable[[], Tensor], repo
     optimizers = make_optimizers(
         model, muon_lr=course.muon_lr, adam_lr=course.adam_lr, momentum=0.95, weight_decay=0.01, adam_names=course.adam_names
     )
-    used_s, steps = resume(course.folder / STATE, model, optimizers)
+    average = Average(model, course.average)
+    used_s, steps = resume(course.folder / STATE, model, optimizers, average)
     began_s, reported_s, losses = time.process_time() - used_s, used_s, []
     model.train()
     while (progress := _progress(course, now_s := time.process_time() - began_s, steps)) < 1:
         set_rate(optimizers, cosine(progress))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             loss = loss_of()
         torch.autograd.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        average.follow(steps)
         losses.append(float(loss.detach()))
         steps += 1
         if now_s - reported_s > course.report_s:
             reported_s = now_s
-            _say(f"{now_s:6.0f} s  step {steps}  loss {sum(losses) / len(losses):.3f}  {_asked(model, report)}")
+            _say(f"{now_s:6.0f} s  step {steps}  loss {sum(losses) / len(losses):.3f}  {_asked(model, report, average)}")
             losses.clear()
-            keep(course.folder / STATE, model, optimizers, now_s, steps)
-    keep(course.folder / STATE, model, optimizers, now_s, steps)
+            keep(course.folder / STATE, model, optimizers, now_s, steps, average)
+    keep(course.folder / STATE, model, optimizers, now_s, steps, average)
+    average.swap()
     _say(f"{now_s:6.0f} s  step {steps}  end  {_asked(model, report)}")
     return steps
+
+
+class Average:
+    """A moving average of a model's trained weights: steadier than the last of them while the learning rate is high.
+
+    Args:
+        model: whose parameters that need a gradient are averaged.
+        share: what the average keeps of itself at a step; 0 averages nothing.
+    """
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        self._share = share
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad and share}
+        self.tensors = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def follow(self, steps: int) -> None:
+        """Take in the weights after so many steps; the first ones weigh more, since there is little to keep."""
+        share = min(self._share, (1 + steps) / (10 + steps))
+        for name, weight in self._weights.items():
+            self.tensors[name].lerp_(weight, 1 - share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Give the model the average, and keep its weights in the place of it; twice is nothing."""
+        for name, weight in self._weights.items():
+            kept = weight.clone()
+            weight.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)
 
 
 def cosine(progress: float, warmup: float = 0.01) -> float:
@@ -95,17 +143,20 @@ def _progress(course: Course, used_s: float, steps: int) -> float:
     return used_s / course.cpu_s if course.steps is None else steps / course.steps
 
 
-def keep(file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], used_s: float, steps: int) -> None:
+def keep(
+    file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], used_s: float, steps: int, average: Average
+) -> None:
     """Write a checkpoint beside `file` and rename it."""
     tensors = {f"model.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(model, optimizers).items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     draft = file.with_suffix(".draft")
     save_file(tensors, draft, metadata={"cpu_s": repr(used_s), "steps": str(steps)})
     draft.rename(file)
 
 
-def resume(file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float, int]:
-    """Give a model and its optimizers the state of a checkpoint, if there is one; return CPU seconds used and steps taken."""
+def resume(file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: Average) -> tuple[float, int]:
+    """Give all that is trained the state of a checkpoint, if there is one; return CPU seconds used and steps taken."""
     if not file.exists():
         return 0.0, 0
     with safe_open(file, "pt") as kept:
@@ -114,6 +165,7 @@ def resume(file: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
     load_model(file, model)
     parts = {name.removeprefix("optimizer."): tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
     restore_optimizers(model, optimizers, parts)
+    average.tensors.update({name: tensors[f"average.{name}"] for name in average.tensors})
     return float(facts["cpu_s"]), int(facts["steps"])
 
 
@@ -138,12 +190,22 @@ def spread(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.5)
 
 
-def _asked(model: nn.Module, report: Callable[[], str]) -> str:
+def _asked(model: nn.Module, report: Callable[[], str], average: Average | None = None) -> str:
     model.eval()
-    with torch.inference_mode():
+    with _averaged(average), torch.inference_mode():
         text = report()
     model.train()
     return text
+
+
+@contextmanager
+def _averaged(average: Average | None) -> Iterator[None]:
+    """Let the model hold the average inside."""
+    if average:
+        average.swap()
+    yield
+    if average:
+        average.swap()
 
 
 def _say(line: str) -> None:

@@ -4,7 +4,7 @@ Drawn on the fly from a seed, without video files: up to eight frames between th
 one, chosen as the split chooses them, drawn above the size that is kept and averaged down to it, worn by a codec's kinds of
 damage, squashed to the models' square. Cost: about 5 ms a clip on one core.
 
-Legend: F Y X frames (8, fewer of clips below 2 s), rows, columns of pixels; N clips; S shapes (3, filled up with -1).
+Legend: F Y X frames (8, fewer of some clips below 1 s), rows, columns of pixels; N clips; S shapes (3, filled up with -1).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from demo.defects import text_overlay, watermark
 from demo.scenes import BACKGROUNDS, COLOURS, LONGEST_STRETCH_S, MOTIONS, SHAPES, Picture, Pictures, Scene, draw_scene, render
 from packing.geometry import fit_frame
 from pipeline.scan import PICTURES_PER_S
-from pipeline.shots import evenly
+from pipeline.shots import AT_FIRST, evenly
 
 FRAMES = 8  # of a clip, at most, as the split samples them
 SIDE_PX = 64  # short side that the split keeps, and the models' square
@@ -28,7 +28,6 @@ ASPECTS = (16 / 9, 9 / 16, 4 / 3, 3 / 4, 1.0, 21 / 9)
 RATES = (12, 15, 24, 25, 30, 50)
 MOST_SHAPES = 3
 TRAINING_PIXELS = SIDE_PX * SIDE_PX  # of a frame that the demo's codec sees
-TRAINING_FPS, TRAINING_FRAMES = 8, 31
 CODEC_MULTIPLE = (8, 8)
 
 ATTRIBUTES = {
@@ -96,7 +95,7 @@ def classes(scene: Scene) -> dict[str, int]:
 
 
 def draw_shot(random: np.random.Generator, *, seconds: float | None = None, aspect: float | None = None) -> Shot:
-    """Draw a scene and the moments of a clip of it: all of it, most of it, or a piece of a longer one.
+    """Draw a scene and the moments of a clip of it: all of it, what transitions leave of it, or a piece of a longer one.
 
     Args:
         random: gives every choice.
@@ -106,32 +105,41 @@ def draw_shot(random: np.random.Generator, *, seconds: float | None = None, aspe
     length_s = float(random.uniform(0.8, LONGEST_STRETCH_S)) if seconds is None else seconds
     aspect = float(random.choice(ASPECTS)) if aspect is None else aspect
     is_piece = length_s > 2 and random.random() < 0.25
-    lost_s = 0.0 if is_piece or random.random() < 0.5 else float(random.uniform(0, 0.15)) * length_s
-    scene_s = LONGEST_STRETCH_S + 4 if is_piece else min(LONGEST_STRETCH_S, length_s + lost_s)
+    before_s, after_s = (float(random.uniform(0, 1)) * (not is_piece and random.random() < 0.35) for _ in range(2))
+    scene_s = LONGEST_STRETCH_S + 4 if is_piece else length_s + before_s + after_s
     scene = draw_scene(random, seconds=scene_s, aspect=aspect, any_combination=True)
-    start_s = float(random.uniform(0, 16)) if is_piece else float(random.uniform(0, lost_s))
+    start_s = float(random.uniform(0, 16)) if is_piece else before_s
     fps = int(random.choice(RATES))
-    numbers = sampled_numbers(random, round(length_s * fps), fps, is_start=not is_piece)
+    numbers = sampled_numbers(random, round(length_s * fps), fps, is_piece=is_piece, is_cut=before_s == 0)
     return Shot(scene=scene, times_s=tuple(start_s + number / fps for number in numbers))
 
 
-def sampled_numbers(random: np.random.Generator, count: int, fps: int, *, is_start: bool) -> list[int]:
-    """Choose frames of a clip of so many as the split does: of a few a second, at any phase, and the first of a shot."""
+def sampled_numbers(random: np.random.Generator, count: int, fps: int, *, is_piece: bool, is_cut: bool) -> list[int]:
+    """Choose frames of a clip of so many as the split does, at any phase of those that it holds.
+
+    Args:
+        random: gives the phase.
+        count: frames of the clip.
+        fps: of the video.
+        is_piece: whether the clip lies deep in a long shot, of which fewer frames are held.
+        is_cut: whether the shot begins with a hard cut, after which every frame is held for a moment.
+    """
     pace = max(1, round(fps / PICTURES_PER_S))
-    phase = int(random.integers(pace))
-    held = {*range(phase, count, pace), *(range(min(FRAMES, count)) if is_start else ())}
-    return evenly(sorted(held), FRAMES)
+    slower_from = 0 if is_piece else pace * AT_FIRST
+    phase = int(random.integers(2 * pace))
+    held = {n for n in range(count) if (n + phase) % (pace if n < slower_from else 2 * pace) == 0}
+    return evenly(sorted(held | set(range(0 if is_piece else FRAMES if is_cut else 1)[:count])), FRAMES)
 
 
-def generated_shot(random: np.random.Generator, count: int = TRAINING_FRAMES) -> Shot:
-    """Draw a scene and its moments as the demo's generator makes clips of it: so many at `TRAINING_FPS` from its start."""
+def generated_shot(random: np.random.Generator, count: int, fps: float) -> Shot:
+    """Draw a scene and its first moments, so many at a steady rate, as generated clips show them."""
     scene = draw_scene(
         random,
         seconds=LONGEST_STRETCH_S,
         aspect=float(random.choice(ASPECTS)),
         any_combination=True,
     )
-    return Shot(scene=scene, times_s=tuple(number / TRAINING_FPS for number in range(count)))
+    return Shot(scene=scene, times_s=tuple(number / fps for number in range(count)))
 
 
 def draw_example(random: np.random.Generator, wear: Wear, shot: Shot | None = None) -> Example:
@@ -155,10 +163,10 @@ def drawn_size(aspect: float, short_side: int) -> tuple[int, int]:
     return round(short_side * max(1.0, 1 / aspect)), round(short_side * max(1.0, aspect))
 
 
-def training_size(aspect: float) -> tuple[int, int]:
+def training_size(aspect: float, most_pixels: int = TRAINING_PIXELS) -> tuple[int, int]:
     """Return height and width at which the demo's codec sees a picture of this aspect."""
     height, width = drawn_size(aspect, 180)
-    return fit_frame(height, width, max_pixels=TRAINING_PIXELS, multiple=CODEC_MULTIPLE).size
+    return fit_frame(height, width, max_pixels=most_pixels, multiple=CODEC_MULTIPLE).size
 
 
 def shrunk(pictures: Pictures) -> Pictures:

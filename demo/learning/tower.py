@@ -70,9 +70,9 @@ def normalised(pictures: NDArray[np.uint8]) -> Tensor:
     return (pixels - mean) / std
 
 
-def hidden_states(vision: Any, pixels: Tensor) -> Tensor:
-    """Return the states [B, P, E] that a captioner reads: the last before the norm."""
-    states: Tensor = vision(pixels, output_hidden_states=True).hidden_states[-1]
+def hidden_states(vision: Any, pixels: Tensor, *, ahead: int = 0) -> Tensor:
+    """Return the states [B, P, E] that a captioner reads, the last before the norm, or those so many layers ahead of them."""
+    states: Tensor = vision(pixels, output_hidden_states=True).hidden_states[-1 - ahead]
     return states
 
 

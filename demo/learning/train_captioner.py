@@ -1,11 +1,11 @@
 """Trains the demo's tiny LLaVA-OneVision captioner on the drawn world, and says how good it is.
 
-The picture tower of `tower.py` is frozen, so that its features are made once a clip; projector and language model learn
-from them. Both prompts are learned in one pass over a clip: they are branches behind the same pictures, blind to each other.
-Tokens of attributes weigh more than the words around them, those of motions most: motion is what takes long.
+The picture tower of `tower.py` is frozen at first, so that its features are made once a clip; projector and language model
+learn from them. Both prompts are learned in one pass over a clip: they are branches behind the same pictures, blind to each
+other. Tokens of attributes weigh more than the words around them, those of motions most: motion is what takes long.
 
     python -m demo.learning.tower runs/tower
-    python -m demo.learning.train_captioner train runs/tower demo/weights/captioner
+    python -m demo.learning.train_captioner train demo/weights/captioner --tower runs/tower
     python -m demo.learning.train_captioner evaluate demo/weights/captioner --seed 7
 
 Legend: B clips of a batch, F frames, P patches of a frame, E width of the tower, S tokens of a row, D width of the language
@@ -14,10 +14,11 @@ model, V vocabulary.
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from torch.nn import functional
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from demo.figures import attributes_of
-from demo.learning.course import Course, follow, spread
+from demo.learning.course import Course, fast_precision, follow, has_bfloat16, spread
 from demo.learning.examples import ATTRIBUTES, FRAMES, Example, Wear, classes, draw_example, draw_shot, examples
 from demo.learning.reconstruct import reconstructions
 from demo.learning.tower import CONFIG as TOWER
-from demo.learning.tower import hidden_states, normalised, trained_vision
-from demo.scenes import COLOURS, SHAPES, dense_caption, draw_scene, short_caption
+from demo.learning.tower import PATCHES, SYMMETRY, hidden_states, normalised, trained_vision
+from demo.scenes import COLOURS, SHAPES, Scene, dense_caption, draw_scene, short_caption
 from demo.tiny_models import CORPUS, captioner_config, captioner_processor, save_captioner
 from recaption import Caption, Captioner, ClipFrames, Prompt, load_captioner
 
@@ -44,6 +45,7 @@ DENSE = Prompt(id="dense", text="Describe this video in detail: subjects, action
 ANSWERS = {SHORT: short_caption, DENSE: dense_caption}
 VOCABULARY = 700
 LAYERS, MLP = 4, 256  # of the language model
+TRACKED = 2  # layers after which the end of a frame must know where the main shape is and how it moved
 HEARD = 3  # layers after which the end of the pictures must know the attributes; the last layer reads it from there
 CROWDING = 0.4  # share of lone shapes that are drawn again: several shapes are harder, and rarer
 WEAR = Wear(overlay=0.04, mark=0.04, small=0.15, damage=0.25)
@@ -57,7 +59,27 @@ WEIGHTS = {
     "circle": 2.0,
 }
 OTHER_WORDS = 0.2
-CODED = 200  # reconstructions in stock, at most a seventh of a batch
+FRAME_TOKENS = PATCHES**2 // 4
+POSE, TRACK = 8, 14  # numbers that say where the main shape is in a frame, and those with what changed
+CODED, CODED_SHARE = 100, 0.2  # reconstructions in stock, and how much of a batch they are
+CODED_EVERY = 4  # batches after which one of them is made anew: that takes as long as drawing twenty clips
+TRACK_WEIGHTS = 0.3, 0.6  # of where the main shape is and of how that changes from frame to frame, in the loss
+SEEN_SHAPE = 0.2  # weight of what it is, frame by frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A clip as the learner is given it.
+
+    Attributes:
+        features: what the frozen layers of the tower make of its frames [F, P, E].
+        scene: what it shows.
+        track: where the main shape is in every frame, and how that changed; see `track`.
+    """
+
+    features: Tensor
+    scene: Scene
+    track: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,41 +100,66 @@ class Rows:
 
 
 class Learner(nn.Module):
-    """A captioner whose tower is frozen, with heads that read the attributes where the pictures end."""
+    """A captioner with heads that read the attributes where the pictures end, and the main shape's track where frames end.
 
-    def __init__(self, vision: nn.Module | None = None) -> None:
+    Its tower is frozen, but for its last layer when it goes on from a captioner that is trained already.
+    """
+
+    def __init__(self, vision: nn.Module | None = None, begun: Path | None = None) -> None:
         super().__init__()
         self.processor = captioner_processor(VOCABULARY, texts())
         config = captioner_config(self.processor.tokenizer, TOWER)
         config.text_config.num_hidden_layers, config.text_config.intermediate_size = LAYERS, MLP
         config.text_config.layer_types = config.text_config.layer_types[:1] * LAYERS
         self.captioner = LlavaOnevisionForConditionalGeneration(config)
-        self.captioner.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on small matrices
+        if has_bfloat16():
+            self.captioner.set_attn_implementation("eager")  # the fused kernel's backward pass is slow in it
         spread(self.captioner)
         nn.init.normal_(self.captioner.get_input_embeddings().weight, std=0.2)
         if vision is not None:
             self.captioner.model.vision_tower.load_state_dict(vision.state_dict())
+        if begun is not None:
+            self._take_over(begun)
         self.captioner.model.vision_tower.requires_grad_(False).eval()
+        self.tuned = [] if begun is None else list(self.captioner.model.vision_tower.encoder.layers[-1:])
+        for layer in self.tuned:
+            layer.requires_grad_(True)
         width = config.text_config.hidden_size
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads["track"], self.heads["seen shape"] = nn.Linear(width, TRACK), nn.Linear(width, len(SHAPES))
+        for head in self.heads.values():
+            nn.init.zeros_(head.get_parameter("weight"))  # what is random in a head that comes new would shake a trained model
         self.layout = Layout(self.processor)
         self.weights = token_weights(self.processor.tokenizer)
 
+    def _take_over(self, folder: Path) -> None:
+        """Take the weights of an exported captioner, whose tokens must be the same."""
+        begun = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != self.processor.tokenizer.get_vocab():
+            raise ValueError(f"{folder} was trained with another vocabulary")
+        self.captioner.load_state_dict(begun.state_dict())
+
     @torch.no_grad()
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Return what the tower makes of frames [F, Y, X, 3]: bfloat16 [F, P, E]."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return hidden_states(self.captioner.model.vision_tower, normalised(frames)).bfloat16()
+        """Return what the frozen layers of the tower make of frames [F, Y, X, 3]: float16 [F, P, E]."""
+        with fast_precision():
+            return hidden_states(self.captioner.model.vision_tower, normalised(frames), ahead=len(self.tuned)).half()
 
     def seen(self, features: Tensor) -> Tensor:
         """Turn features [B, F, P, E] into the tokens that the language model sees [B, F·P/4 + 1, D]."""
         model = self.captioner.model
-        pooled = model.apply_pooling(model.multi_modal_projector(features.flatten(0, 1)))
+        states = features.flatten(0, 1).float()
+        for layer in self.tuned:
+            states = layer(states, attention_mask=None)
+        pooled = model.apply_pooling(model.multi_modal_projector(states))
         end = model.image_newline[None, None].expand(len(features), 1, -1)
         return torch.cat([pooled.reshape(len(features), -1, pooled.shape[-1]), end], dim=1)
 
-    def forward(self, features: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return logits [B, S, V] of the tokens behind the pictures, and the state [B, D] where the pictures end."""
+    def forward(self, features: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [B, S, V] of the tokens behind the pictures, and the states where pictures and frames end.
+
+        The former is [B, D] after `HEARD` layers, the latter are [B, F, D] after `TRACKED`.
+        """
         model, layout = self.captioner.model, self.layout
         words = model.get_input_embeddings()
         before = words(layout.before[None].expand(len(features), -1))
@@ -128,7 +175,9 @@ class Learner(nn.Module):
             output_hidden_states=True,
         )
         heard = out.hidden_states[HEARD][:, ahead - 1]
-        return self.captioner.lm_head(out.last_hidden_state[:, ahead:]).float(), heard.float()
+        ends = before.shape[1] + FRAME_TOKENS * torch.arange(1, features.shape[1] + 1) - 1
+        tracked = out.hidden_states[TRACKED][:, ends]
+        return self.captioner.lm_head(out.last_hidden_state[:, ahead:]).float(), heard.float(), tracked.float()
 
 
 class Layout:
@@ -210,7 +259,7 @@ class Stock:
         random: gives every choice.
         size: clips in stock, 100 KB each.
         fresh: clips drawn anew for every batch.
-        extra: clips that stay, such as reconstructions, and the share of a batch that comes from them.
+        coded: clips without end that take long to make, such as reconstructions: a share of every batch.
     """
 
     def __init__(
@@ -220,50 +269,81 @@ class Stock:
         *,
         size: int,
         fresh: int,
-        extra: tuple[Iterable[Example], float] = ((), 0.0),
+        coded: Iterator[Example] | None = None,
     ) -> None:
         self._learner, self._random, self._fresh, self._oldest = learner, random, fresh, 0
         self._stock = [self._drawn() for _ in range(size)]
-        self._extra, self._extra_share = [self._kept(example) for example in extra[0]], extra[1]
+        self._source, self._batches = coded or iter(()), 0
+        self._coded = [seen_clip(learner, example) for example in islice(self._source, CODED)]
 
-    def batch(self, size: int) -> list[tuple[Tensor, Any]]:
-        """Take features [F, P, E] and scenes of clips chosen at random, all with one number of frames."""
+    def batch(self, size: int) -> list[Clip]:
+        """Take clips chosen at random, all with one number of frames."""
         for _ in range(self._fresh):
             self._stock[self._oldest] = self._drawn()
             self._oldest = (self._oldest + 1) % len(self._stock)
-        count = len(self._stock[self._random.integers(len(self._stock))][0])
-        alike, extra = (_of_length(clips, count) for clips in (self._stock, self._extra))
-        from_extra = round(size * self._extra_share) if extra else 0
-        chosen = [alike[n] for n in self._random.integers(len(alike), size=size - from_extra)]
-        return chosen + [extra[n] for n in self._random.integers(max(1, len(extra)), size=from_extra)]
+        self._batches += 1
+        if self._coded and self._batches % CODED_EVERY == 0:
+            self._coded = [*self._coded[1:], seen_clip(self._learner, next(self._source))]
+        count = len(self._stock[self._random.integers(len(self._stock))].features)
+        alike, coded = (_of_length(clips, count) for clips in (self._stock, self._coded))
+        from_coded = round(size * CODED_SHARE) if coded else 0
+        chosen = [alike[n] for n in self._random.integers(len(alike), size=size - from_coded)]
+        return chosen + [coded[n] for n in self._random.integers(max(1, len(coded)), size=from_coded)]
 
-    def _drawn(self) -> tuple[Tensor, Any]:
+    def _drawn(self) -> Clip:
         shot = draw_shot(self._random)
         if len(shot.scene.shapes) == 1 and self._random.random() < CROWDING:
             shot = draw_shot(self._random)
-        return self._kept(draw_example(self._random, WEAR, shot))
-
-    def _kept(self, example: Example) -> tuple[Tensor, Any]:
-        return self._learner.features(example.frames), example.scene
+        return seen_clip(self._learner, draw_example(self._random, WEAR, shot))
 
 
-def _of_length(clips: Sequence[tuple[Tensor, Any]], count: int) -> list[tuple[Tensor, Any]]:
-    return [clip for clip in clips if len(clip[0]) == count]
+def seen_clip(learner: Learner, example: Example) -> Clip:
+    """Let a learner's tower look at a clip."""
+    return Clip(features=learner.features(example.frames), scene=example.scene, track=track(example))
 
 
-def loss_of(learner: Learner, clips: Sequence[tuple[Tensor, Any]]) -> Tensor:
+def track(example: Example) -> Tensor:
+    """Say where the main shape of a clip is in each frame, and what changed since the frame before [F, 14].
+
+    Sines and cosines of the place, since what leaves on one side comes in on the other, radii, and sine and cosine of the
+    angle, alike for angles that look alike; then how far it went, how much it grew, and sine and cosine of how far it turned.
+    Scaled to about one; the first frame's changes are zero but for the cosine.
+    """
+    place, radius = example.poses[:, 0, :2], 4 * example.poses[:, 0, 2:4]  # [F, 2] each
+    angle = SYMMETRY[example.scene.main.shape] * example.poses[:, 0, 4:]  # [F, 1]
+    went, grew, turned = (np.diff(values, axis=0, prepend=values[:1]) for values in (place, radius, angle))
+    went = (went + 0.5) % 1 - 0.5
+    around = 2 * np.pi * place
+    columns = [np.sin(around), np.cos(around), radius, np.sin(angle), np.cos(angle)]
+    columns += [8 * went, 5 * grew, np.sin(turned), np.cos(turned)]
+    return torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
+
+
+def _of_length(clips: Sequence[Clip], count: int) -> list[Clip]:
+    return [clip for clip in clips if len(clip.features) == count]
+
+
+def loss_of(learner: Learner, clips: Sequence[Clip]) -> Tensor:
     """Return how badly a learner captions clips, by both prompts."""
-    scenes = [scene for _, scene in clips]
+    scenes = [clip.scene for clip in clips]
     rows = learner.layout.rows([[answer(scene) for answer in ANSWERS.values()] for scene in scenes])
-    logits, heard = learner(torch.stack([features for features, _ in clips]), rows)
+    logits, heard, tracked = learner(torch.stack([clip.features for clip in clips]), rows)
     spoken = rows.targets != -100
     weights = learner.weights[rows.targets[spoken]]
     loss = (functional.cross_entropy(logits[spoken], rows.targets[spoken], reduction="none") * weights).sum() / weights.sum()
     labels = torch.tensor([list(classes(scene).values()) for scene in scenes])
-    for number, (name, head) in enumerate(learner.heads.items()):
+    for number, name in enumerate(ATTRIBUTES):
         share = {"motion": 0.5, "shape": 0.2}.get(name, 0.1)
-        loss = loss + share * functional.cross_entropy(head(heard), labels[:, number])
-    return loss
+        loss = loss + share * functional.cross_entropy(learner.heads[name](heard), labels[:, number])
+    shapes = labels[:, :1].expand(-1, tracked.shape[1])  # [B, F]
+    loss = loss + SEEN_SHAPE * functional.cross_entropy(learner.heads["seen shape"](tracked).transpose(1, 2), shapes)
+    return loss + _track_loss(learner.heads["track"](tracked), torch.stack([clip.track for clip in clips]))
+
+
+def _track_loss(said: Tensor, true: Tensor) -> Tensor:
+    """Return how badly main shapes are tracked; said and true are [B, F, 14]."""
+    errors = (said - true).square()
+    return TRACK_WEIGHTS[0] * errors[..., :POSE].mean() + TRACK_WEIGHTS[1] * errors[..., POSE:].mean()
 
 
 def train(
@@ -272,9 +352,10 @@ def train(
     *,
     cpu_s: float,
     state: Path,
+    begin: Path | None = None,
     codec: Path | None = None,
     seed: int = 0,
-    stock: int = 1500,
+    stock: int = 800,
     batch: int = 32,
 ) -> None:
     """Train for so many CPU seconds, and export a transformers folder again and again.
@@ -284,18 +365,19 @@ def train(
         folder: where the model goes, replaced in one rename, at every line of the log.
         cpu_s: CPU seconds.
         state: folder of the checkpoint; a run that was cut off goes on from it.
-        codec: a video autoencoder; a seventh of the clips are then its reconstructions.
+        begin: a folder that such a run wrote; its model learns on, at a lower rate and with the tower's last layer.
+        codec: a video autoencoder; a fifth of the clips are then its reconstructions.
         seed: of weights and clips.
         stock: clips in stock.
         batch: clips of a step.
     """
     torch.manual_seed(seed)
-    learner = Learner(None if tower is None else trained_vision(tower))
+    learner = Learner(None if tower is None else trained_vision(tower), begin)
     random = np.random.Generator(np.random.Philox(seed + 2))
-    again = reconstructions(codec, seed=seed, count=CODED) if codec else ()
-    clips = Stock(learner, random, size=stock, fresh=4, extra=(again, 0.15))
-    course = Course(folder=state, cpu_s=cpu_s, muon_lr=1.5e-2)
-    test = [(learner.features(example.frames), example.scene) for example in examples(1_000_003, 96, Wear())]
+    coded = reconstructions(codec, seed=seed) if codec else None
+    clips = Stock(learner, random, size=stock, fresh=6, coded=coded)
+    course = Course(folder=state, cpu_s=cpu_s, muon_lr=1.5e-2 if begin is None else 8e-3, average=0.99, report_s=120)
+    test = [seen_clip(learner, example) for example in examples(1_000_003, 192, Wear())]
     follow(course, learner, lambda: loss_of(learner, clips.batch(batch)), partial(_progress, learner, test, folder))
 
 
@@ -311,21 +393,33 @@ def export(learner: Learner, folder: Path) -> None:
     draft.rename(folder)
 
 
-def _progress(learner: Learner, test: Sequence[tuple[Tensor, Any]], folder: Path) -> str:
+def mix(first: Path, second: Path, folder: Path) -> None:
+    """Write the mean of the weights of two captioners of which one went on from the other; it is better than both.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), section 3.
+    """
+    learner, other = Learner(begun=first), Learner(begun=second)
+    with torch.no_grad():
+        for weight, added in zip(learner.captioner.parameters(), other.captioner.parameters(), strict=True):
+            weight.lerp_(added, 0.5)
+    export(learner, folder)
+
+
+def _progress(learner: Learner, test: Sequence[Clip], folder: Path) -> str:
     """Export, and say how often the heads behind the pictures are right, and short captions where all before is given."""
     export(learner, folder)
-    counts = sorted({len(features) for features, _ in test})
+    counts = sorted({len(clip.features) for clip in test})
     right = torch.cat([_right(learner, _of_length(test, count)) for count in counts])
     shares = zip((*ATTRIBUTES, "| short caption"), right.float().mean(dim=0).tolist(), strict=True)
     return " ".join(f"{name} {share:.3f}" for name, share in shares)
 
 
-def _right(learner: Learner, clips: Sequence[tuple[Tensor, Any]]) -> Tensor:
+def _right(learner: Learner, clips: Sequence[Clip]) -> Tensor:
     """Tell for clips of one number of frames whether each head is right [B, 6], and all words of the short caption [B, 1]."""
-    scenes = [scene for _, scene in clips]
+    scenes = [clip.scene for clip in clips]
     rows = learner.layout.rows([[answer(scene) for answer in ANSWERS.values()] for scene in scenes])
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, heard = learner(torch.stack([features for features, _ in clips]), rows)
+    with fast_precision():
+        logits, heard, _ = learner(torch.stack([clip.features for clip in clips]), rows)
     labels = torch.tensor([list(classes(scene).values()) for scene in scenes])
     named = [learner.heads[name](heard).argmax(dim=1) == labels[:, n] for n, name in enumerate(ATTRIBUTES)]
     unspoken = (rows.targets == -100) | (rows.branches != 1)
@@ -408,16 +502,26 @@ def main() -> None:
 
 
 @main.command("train")
-@click.argument("tower", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--cpu-s", default=1500.0, show_default=True, help="CPU seconds to train for.")
 @click.option(
     "--state", type=click.Path(path_type=Path), default=Path("runs/captioner"), show_default=True, help="Checkpoints."
 )
+@click.option("--tower", type=click.Path(exists=True, path_type=Path), help="Run of demo.learning.tower to begin with.")
+@click.option("--begin", type=click.Path(exists=True, path_type=Path), help="Or a captioner to go on from, its tower included.")
 @click.option("--codec", type=click.Path(exists=True, path_type=Path), help="Autoencoder whose reconstructions are shown too.")
-def train_command(tower: Path, folder: Path, cpu_s: float, state: Path, codec: Path | None) -> None:
-    """Train on the tower in TOWER, and write the model into FOLDER."""
-    train(tower, folder, cpu_s=cpu_s, state=state, codec=codec)
+def train_command(folder: Path, cpu_s: float, state: Path, tower: Path | None, begin: Path | None, codec: Path | None) -> None:
+    """Train a captioner, and write the model into FOLDER."""
+    train(tower, folder, cpu_s=cpu_s, state=state, begin=begin, codec=codec)
+
+
+@main.command("mix")
+@click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def mix_command(first: Path, second: Path, folder: Path) -> None:
+    """Write into FOLDER the mean of the weights of FIRST and of SECOND, which went on from it."""
+    mix(first, second, folder)
 
 
 @main.command("evaluate")
@@ -428,7 +532,7 @@ def train_command(tower: Path, folder: Path, cpu_s: float, state: Path, codec: P
 def evaluate_command(folder: Path, seed: int, clips: int, codec: Path | None) -> None:
     """Print the figures of the model in FOLDER on clips of a seed."""
     captioner = load_captioner(str(folder.resolve()), revision=None, device="cpu", dtype="float32", batch=16)
-    of_seed = reconstructions(codec, seed=10**6 + seed, count=clips) if codec else examples(10**6 + seed, clips, Wear())
+    of_seed = islice(reconstructions(codec, seed=10**6 + seed), clips) if codec else examples(10**6 + seed, clips, Wear())
     click.echo(json.dumps(evaluate(captioner, list(of_seed)), indent=1))
 
 

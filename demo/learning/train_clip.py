@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -436,7 +437,7 @@ def evaluate_command(folder: Path, seed: int, clips: int, codec: Path | None) ->
     """Print the figures of the model in FOLDER on clips of a seed."""
     clip = load_clip(LOCAL + str(folder))
     wear = Wear(overlay=0.2, mark=0.2)
-    shown = reconstructions(codec, seed=10**6 + seed, count=clips) if codec else examples(10**6 + seed, clips, wear)
+    shown = islice(reconstructions(codec, seed=10**6 + seed), clips) if codec else examples(10**6 + seed, clips, wear)
     figures = evaluate(clip, list(shown), seed)
     click.echo(json.dumps({**figures, "text_states": text_probe(clip, seed)}, indent=1))
 

@@ -10,8 +10,8 @@ import torch
 from demo.learning.course import Course, follow
 from demo.learning.examples import Wear, examples
 from demo.learning.tower import hidden_states, normalised
-from demo.learning.train_captioner import ANSWERS, DENSE, SHORT, Learner, evaluate, export, loss_of, shown
-from demo.scenes import Scene, dense_caption, short_caption
+from demo.learning.train_captioner import ANSWERS, DENSE, SHORT, Clip, Learner, evaluate, export, loss_of, seen_clip, shown
+from demo.scenes import dense_caption, short_caption
 from recaption import load_captioner
 
 
@@ -24,8 +24,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def loss(learner: Learner, clips: list[tuple[torch.Tensor, Scene]]) -> float:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+def loss(learner: Learner, clips: list[Clip]) -> float:
+    with torch.inference_mode():
         return float(loss_of(learner, clips))
 
 
@@ -35,8 +35,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Learner, f
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("trained")
     learner = Learner()
-    clips = [(learner.features(example.frames), example.scene) for example in examples(1, 20, Wear())]
-    clips = [clip for clip in clips if len(clip[0]) == 8]
+    clips = [seen_clip(learner, example) for example in examples(1, 20, Wear())]
+    clips = [clip for clip in clips if len(clip.features) == 8]
     before = loss(learner, clips)
     follow(Course(folder=folder / "state", steps=25, muon_lr=1e-2), learner, lambda: loss_of(learner, clips))
     after = loss(learner, clips)
@@ -73,7 +73,7 @@ def test_a_branch_gives_the_logits_of_the_whole_conversation(
         ours = model(input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values_videos=pixels).logits[0]
         rows = learner.layout.rows([[text(example.scene) for text in ANSWERS.values()]])
         features = hidden_states(learner.captioner.model.vision_tower, normalised(example.frames))
-        logits, _ = learner(features[None], rows)
+        logits, _, _ = learner(features[None], rows)
     trained = logits[0][(rows.branches[0] == branch) & (rows.targets[0] != -100)]
     assert (ours[inputs["input_ids"].shape[1] - 1 :] - trained).abs().max() < 0.05  # half precision lies between
 
