@@ -4,8 +4,10 @@
     python benchmarks/split.py --lengths 1 10 60
 
 For each file: bare PyAV decode on one thread; our scan (cuts, measures, pictures for the models) in its warm sandbox, hashing
-and all; PySceneDetect's scene manager with its OpenCV and PyAV backends and the same detector, which decode on as many threads
-as they like. Minimum of three, seconds of wall clock.
+and all; PySceneDetect's scene manager with its OpenCV and PyAV backends and AdaptiveDetector, which decode on as many threads
+as they like; and data-juicer's scene operator where it is installed, which then encodes every clip. The least of a few runs of
+each, in turns, in seconds of wall clock. Our frames a second are those of one core. Passes are the frames that decoders gave
+during one scan over those of the file.
 
 With --lengths: what minutes of one generated video (320x180, h264, 24 frames a second, a cut every five seconds) cost, beside
 bare decode; the most memory that the decoder's process held, and the memory of its own that the calling process had at the end
@@ -13,18 +15,21 @@ beyond what it had at first; beside them the pictures of all clips, which lie in
 """
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
+import av.logging
 import cv2
 from rich.console import Console
 from rich.table import Table
@@ -32,13 +37,15 @@ from scenedetect import AdaptiveDetector, SceneManager, open_video
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
 
+from pipeline import media, scan
 from pipeline.config import SplitConfig
 from pipeline.media import plain_video
 from pipeline.sandbox import Limits, Sandbox
+from pipeline.scan import ScanOptions
 from pipeline.stages.split import Split
 from tests.media import shots, write_video
 
-REPEATS = 3
+REPEATS = 5
 MINUTE = [5 * 24] * 12  # frames of its shots
 
 
@@ -47,16 +54,15 @@ def main(paths: list[str]) -> None:
     cv2.setNumThreads(1)
     sandbox, stage = Sandbox(), Split(chunk=1, config=SplitConfig())
     limits = Limits(wall_s=600, memory_bytes=4 << 30)
-    table = Table(
-        "file", "frames", "size", "decode s", "ours s", "ours / decode", "PySceneDetect / decode", "with PyAV / decode"
-    )
+    table = Table("file", "frames", "size", "decode s", "ours s", "frames / s", "passes", "ours / decode", *PEERS)
     ratios = []
     for path in paths:
         with open(path, "rb") as file:
             facts, _ = sandbox.call("scan", file, stage.options, limits)  # warms the server and the page cache
-            decode_s = fastest(lambda path=path: decode(path))
-            ours_s = fastest(lambda file=file: sandbox.call("scan", file, stage.options, limits))
-        theirs = [fastest(lambda path=path, backend=backend: detect(path, backend)) for backend in ("opencv", "pyav")]
+            works = [lambda path=path: decode(path), lambda file=file: sandbox.call("scan", file, stage.options, limits)]
+            works += [lambda path=path, peer=peer: peer(path) for peer in PEERS.values()]
+            decode_s, ours_s, *theirs_s = fastest_in_turns(works)
+            passes = decoded_frames(file, stage.options) / facts["frames"]
         ratios.append(ours_s / decode_s)
         table.add_row(
             Path(path).name,
@@ -64,8 +70,10 @@ def main(paths: list[str]) -> None:
             f"{facts['width_px']}x{facts['height_px']}",
             f"{decode_s:.3f}",
             f"{ours_s:.3f}",
+            f"{facts['frames'] / ours_s:.0f}",
+            f"{passes:g}",
             f"{ratios[-1]:.2f}",
-            *(f"{seconds / decode_s:.2f}" for seconds in theirs),
+            *(f"{seconds / decode_s:.2f}" for seconds in theirs_s),
         )
     sandbox.close()
     console = Console(width=160)
@@ -104,10 +112,10 @@ def looped(minute: Path, path: Path, count: int) -> Path:
     with av.open(str(path), "w") as out:
         target = None
         for turn in range(count):
-            with av.open(str(minute)) as media:
-                source = media.streams.video[0]
+            with av.open(str(minute)) as container:
+                source = container.streams.video[0]
                 target = target or out.add_stream_from_template(source)
-                for packet in itertools.takewhile(lambda packet: packet.size, media.demux(source)):
+                for packet in itertools.takewhile(lambda packet: packet.size, container.demux(source)):
                     packet.pts += turn * source.duration
                     packet.dts += turn * source.duration
                     packet.stream = target
@@ -163,10 +171,30 @@ def held(pid: int, kind: str) -> float:
 
 def decode(path: str) -> None:
     """Decode all frames on one thread and do nothing with them."""
-    with av.open(path) as media:
-        media.streams.video[0].codec_context.thread_count = 1
-        for _ in media.decode(video=0):
+    with av.open(path) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for _ in container.decode(video=0):
             pass
+
+
+def decoded_frames(file: BinaryIO, options: ScanOptions) -> int:
+    """Scan in this process and count the frames that come out of decoders."""
+    decoded, count = media.decoded, 0
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        nonlocal count
+        for frame in decoded(*arguments):
+            count += 1
+            yield frame
+
+    media.decoded = counted
+    av.logging.set_level(None)  # of streams that no decoder on the list is for
+    try:
+        file.seek(0)
+        scan.scan(file, options, lambda *_: None)
+    finally:
+        media.decoded = decoded
+    return count
 
 
 def detect(path: str, backend: str) -> None:
@@ -176,14 +204,32 @@ def detect(path: str, backend: str) -> None:
     manager.detect_scenes(open_video(path, backend=backend))
 
 
-def fastest(work: Callable[[], object]) -> float:
-    """Return the shortest of a few runs, in seconds."""
+def juicer(path: str) -> None:
+    """Split as data-juicer's operator does: detect with PySceneDetect, then encode every clip."""
+    from data_juicer.ops.mapper.video_split_by_scene_mapper import VideoSplitBySceneMapper
+
+    with tempfile.TemporaryDirectory() as folder:
+        operator = VideoSplitBySceneMapper(detector="AdaptiveDetector", threshold=3.0, save_dir=folder)
+        operator.process_single({"text": "", "videos": [path]})
+
+
+PEERS: dict[str, Callable[[str], None]] = {
+    "PySceneDetect / decode": lambda path: detect(path, "opencv"),
+    "with PyAV / decode": lambda path: detect(path, "pyav"),
+}
+if importlib.util.find_spec("data_juicer"):
+    PEERS["data-juicer / decode"] = juicer
+
+
+def fastest_in_turns(works: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the shortest of a few runs of each, in seconds; in turns, so that whatever else the machine does hits all."""
     times = []
     for _ in range(REPEATS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+        for work in works:
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+    return [min(times[number :: len(works)]) for number in range(len(works))]
 
 
 if __name__ == "__main__":
