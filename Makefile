@@ -1,7 +1,7 @@
 # make demo   set everything up and run the whole path on generated videos
 # make test   set everything up and pass the tests
 # make lint   ruff, mypy strict, import rules
-# make models train the bundled models again, which took about 1.5 CPU-hours; VIDEOS=FOLDER of natural videos for the codec,
+# make models train the bundled models again, which took about 2 CPU-hours; VIDEOS=FOLDER of natural videos for the codec,
 #             whose training ends at UNTIL=HH:MM
 PYTHON ?= python3
 VENV := .venv

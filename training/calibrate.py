@@ -15,9 +15,9 @@ import torch
 from packing.cost import CostModel, fit_cost
 from packing.manifest import Manifest
 from packing.mixture import open_loader
-from training.config import TrainJob
+from training.config import Precision, TrainJob
 from training.model import DiT, dit_for
-from training.precision import Precision, products
+from training.precision import products
 from training.ranks import joined_ranks
 
 CAPTION_TOKENS = 64  # of each made-up clip

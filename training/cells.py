@@ -5,7 +5,7 @@ again, joins what went in, and is drawn across the borders of patches. An hourgl
 of convolutions in place of local attention. Time is folded into a cell: a cell holds the C · pt numbers of one place.
 
 Invariant: no value of one clip can reach another, as in attention; slices of equal size are convolved together.
-Cost: two convolutions a block over W² · 9 weights; at short trainings it saves several times that.
+Cost: two convolutions a block, W² · 9 products a cell each.
 
 Legend: S tokens, s segments, b slices (the tokens of one clip with the same t), h w their token grid, K = C · pt numbers of a
 cell, W width of the convolutions, Y X cells of a slice (h · ph by w · pw), D numbers of a token, E width of the condition.
@@ -68,14 +68,14 @@ def slices_of(grid: Tensor) -> list[Slices]:
         found += [(h, w, first + number * h * w, owner) for number in range(t)]
         first += t * h * w
     found.sort()
-    groups = [list(same) for _, same in groupby(found, key=lambda slice: slice[:2])]
+    groups = [list(same) for _, same in groupby(found, key=lambda one: one[:2])]
     # A rank without tokens must still reach every weight in backward, or DDP waits for their gradients for ever.
     return [_slices(group) for group in groups] or [Slices(tokens=torch.zeros(0, 1, 1).long(), owners=torch.zeros(0).long())]
 
 
 def _slices(group: list[tuple[int, int, int, int]]) -> Slices:
     h, w = group[0][:2]
-    starts, owners = (torch.tensor([slice[i] for slice in group]) for i in (2, 3))
+    starts, owners = (torch.tensor([one[i] for one in group]) for i in (2, 3))
     return Slices(tokens=(starts[:, None] + torch.arange(h * w)).view(-1, h, w), owners=owners)
 
 

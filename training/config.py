@@ -6,6 +6,7 @@ Needs no torch, so that a mistake in a config is said at once.
 from dataclasses import dataclass, field
 from typing import Literal
 
+Precision = Literal["auto", "fp32", "bf16"]
 MIN_HEAD_WIDTH = 8  # four pairs of channels to rotate: at least one for each of t, h, w
 
 
@@ -26,8 +27,8 @@ class DiTConfig:
     # Beside rotary positions and cross-attention, which a short training is slow to make use of:
     absolute_positions: bool = False  # add to each token where it stands in its clip, as shares of the clip's extents
     pooled_text: bool = False  # modulate by the mean of the caption's features too
-    # Width of convolutions over latent cells before and after the transformer (`training.cells`), 0 for none: with them a short
-    # training learns outlines, and things in one piece, several times as fast. For models that predict clean tokens.
+    # Width of convolutions over latent cells before and after the transformer (`training.cells`), 0 for none: after a short
+    # training with them, patches agree on one thing in one piece. For models that predict clean tokens.
     cell_width: int = 0
     cell_depth: int = 2  # blocks of two convolutions on either side
 
@@ -36,9 +37,8 @@ class DiTConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
         if self.cell_width < 0 or self.cell_depth < 1:
-            raise ValueError(
-                f"model.cell_width must be 0 or more and cell_depth 1 or more: {self.cell_width}, {self.cell_depth}"
-            )
+            given = f"{self.cell_width} and {self.cell_depth}"
+            raise ValueError(f"model.cell_width must be 0 or more and model.cell_depth 1 or more, not {given}")
         if self.cell_width and self.predict != "clean":
             raise ValueError("model.cell_width needs model.predict=clean")
         if min(self.channel_scale, default=1.0) <= 0:
@@ -74,7 +74,7 @@ class TrainConfig:
     ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
     cost: list[float] = field(default_factory=list)  # of a row, by which ranks are balanced: what `clipmill calibrate` prints
     timestep_shift: float = 1.0  # above 1: more training, and sampling, at high noise
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # of the matrix products; auto: bf16 where the device is fast at it
+    precision: Precision = "fp32"  # of the matrix products; auto: bf16 where the device is fast at it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0  # CPU threads of a rank; 0 leaves it to torch
     checkpoint_every: int = 100

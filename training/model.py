@@ -11,6 +11,7 @@ Shapes: S tokens of a packed sequence, s segments, M text tokens, D model width,
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -106,17 +107,21 @@ class DiT(nn.Module):
         if self.embed_position is not None:
             positional = self.embed_position(fractional_positions(grid.cpu())[places].to(tokens.device))
 
-        def transform(tokens: Tensor) -> Tensor:
-            x = self.embed_tokens(tokens) + positional  # [S, D]
-            for block in self.blocks:
-                x = block(x, condition, keys, layout)
-            predicted: Tensor = self.head(x, condition, layout.tokens)  # [S, token_dim]
-            return predicted
-
+        transform = partial(self._transformed, positional=positional, condition=condition, keys=keys, layout=layout)
         predicted = transform(tokens) if self.cells is None else self.cells(tokens, condition, grid.cpu(), transform)
         if self.config.predict == "velocity":
             return predicted
         return velocity_from_clean(tokens, predicted, spread(t[:, None], layout.tokens))
+
+    def _transformed(
+        self, tokens: Tensor, positional: Tensor | float, condition: Tensor, keys: Tensor, layout: Layout
+    ) -> Tensor:
+        """Take tokens [S, token_dim] through the blocks and the head, under the condition [s, D] and the keys [M + s, D]."""
+        x = self.embed_tokens(tokens) + positional  # [S, D]
+        for block in self.blocks:
+            x = block(x, condition, keys, layout)
+        predicted: Tensor = self.head(x, condition, layout.tokens)  # [S, token_dim]
+        return predicted
 
 
 class Block(nn.Module):

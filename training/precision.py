@@ -1,10 +1,9 @@
 """In which precision matrix products are made; weights, moments and averages are fp32 always."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+from training.config import Precision
+
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions for it, by their names on x86 and Arm
 
 
@@ -15,12 +14,13 @@ def products(precision: Precision, device: torch.device | str) -> torch.autocast
     times slower than fp32 ones.
     """
     device = torch.device(device)
-    half = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    half = precision == "bf16" or (precision == "auto" and has_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
+def has_bf16(device: torch.device | str) -> bool:
+    """Tell whether a device has instructions for bf16."""
+    if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
     return any(able.get(name, False) for name in CPU_BF16)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import optimizer_tensors, restore_optimizers
 from training.muon import make_optimizers, set_rate
+from training.precision import products
 
 STATE = "state.safetensors"
 
@@ -49,16 +50,6 @@ class Course:
     average: float = 0.0
 
 
-def has_bfloat16() -> bool:
-    """Tell whether the processor multiplies in bfloat16."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
-def fast_precision() -> torch.autocast:
-    """Return a context in which products are made in the fastest precision that is good enough for a forward pass."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
-
-
 def follow(course: Course, model: nn.Module, loss_of: Callable[[], Tensor], report: Callable[[], str] = lambda: "") -> int:
     """Train a model until the budget is spent, and leave its last state in the folder.
 
@@ -83,7 +74,7 @@ def follow(course: Course, model: nn.Module, loss_of: Callable[[], Tensor], repo
     model.train()
     while (progress := _progress(course, now_s := time.process_time() - began_s, steps)) < 1:
         set_rate(optimizers, cosine(progress))
-        with fast_precision():
+        with products("auto", "cpu"):
             loss = loss_of()
         torch.autograd.backward(loss)
         for optimizer in optimizers:

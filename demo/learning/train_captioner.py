@@ -31,7 +31,7 @@ from torch.nn import functional
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from demo.figures import attributes_of
-from demo.learning.course import Course, fast_precision, follow, has_bfloat16, spread
+from demo.learning.course import Course, follow, spread
 from demo.learning.examples import ATTRIBUTES, FRAMES, Example, Wear, classes, draw_example, draw_shot, examples
 from demo.learning.reconstruct import reconstructions
 from demo.learning.tower import CONFIG as TOWER
@@ -39,6 +39,7 @@ from demo.learning.tower import PATCHES, SYMMETRY, hidden_states, normalised, tr
 from demo.scenes import COLOURS, SHAPES, Scene, dense_caption, draw_scene, short_caption
 from demo.tiny_models import CORPUS, captioner_config, captioner_processor, save_captioner
 from recaption import Caption, Captioner, ClipFrames, Prompt, load_captioner
+from training.precision import has_bf16, products
 
 SHORT = Prompt(id="short", text="Describe this video in one short sentence.", max_new_tokens=40)
 DENSE = Prompt(id="dense", text="Describe this video in detail: subjects, actions, setting and camera.", max_new_tokens=96)
@@ -112,7 +113,7 @@ class Learner(nn.Module):
         config.text_config.num_hidden_layers, config.text_config.intermediate_size = LAYERS, MLP
         config.text_config.layer_types = config.text_config.layer_types[:1] * LAYERS
         self.captioner = LlavaOnevisionForConditionalGeneration(config)
-        if has_bfloat16():
+        if has_bf16("cpu"):
             self.captioner.set_attn_implementation("eager")  # the fused kernel's backward pass is slow in it
         spread(self.captioner)
         nn.init.normal_(self.captioner.get_input_embeddings().weight, std=0.2)
@@ -142,7 +143,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         """Return what the frozen layers of the tower make of frames [F, Y, X, 3]: float16 [F, P, E]."""
-        with fast_precision():
+        with products("auto", "cpu"):
             return hidden_states(self.captioner.model.vision_tower, normalised(frames), ahead=len(self.tuned)).half()
 
     def seen(self, features: Tensor) -> Tensor:
@@ -418,7 +419,7 @@ def _right(learner: Learner, clips: Sequence[Clip]) -> Tensor:
     """Tell for clips of one number of frames whether each head is right [B, 6], and all words of the short caption [B, 1]."""
     scenes = [clip.scene for clip in clips]
     rows = learner.layout.rows([[answer(scene) for answer in ANSWERS.values()] for scene in scenes])
-    with fast_precision():
+    with products("auto", "cpu"):
         logits, heard, _ = learner(torch.stack([clip.features for clip in clips]), rows)
     labels = torch.tensor([list(classes(scene).values()) for scene in scenes])
     named = [learner.heads[name](heard).argmax(dim=1) == labels[:, n] for n, name in enumerate(ATTRIBUTES)]

@@ -38,6 +38,7 @@ from demo.scenes import Pictures
 from packing.codec import load_codec
 from training.checkpoint import optimizer_tensors, restore_optimizers
 from training.muon import make_optimizers, set_rate
+from training.precision import products
 
 MUON_LR, ADAM_LR = 1e-2, 2e-3
 WORLD_SHARE = 0.75  # of the clips trained on
@@ -97,7 +98,7 @@ class Trainer:
 
     def step(self, video: Tensor, soft: float = _SOFT_WHOLE) -> float:
         """Learn from a batch [B, 3, F, Y, X]; return the loss."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with products("auto", "cpu"):
             back, mean, log_variance = reconstruct(self.model, video, noisy=True)
         loss = _log_error(back, video, soft) + KL_WEIGHT * _kl(mean, log_variance)
         loss.backward()  # type: ignore[no-untyped-call]
