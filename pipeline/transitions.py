@@ -39,6 +39,7 @@ REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are lo
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp
 ONE_COLOUR = 0.8  # levels that a picture of one colour spreads at most
 ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
+MOST_BACK = 0.5  # of the change at one end of a flash that may be left between what lies before and after it
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
 _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
@@ -476,6 +477,7 @@ class Transitions:
             return
         known = self.reel.end if final else self.reel.back(self.next_ramp, REACH_S)
         self.ramps = [seen for seen in self.ramps if len(seen) > 1 or seen[0].end >= known]
+        self.cuts = self._clear_cuts()
         for found in self._merged():
             if not final and not self._closed(found, known):
                 return
@@ -493,6 +495,17 @@ class Transitions:
             else:
                 merged.append((start, end))
         return [Transition(start=start, end=end) for start, end in merged]
+
+    def _clear_cuts(self) -> dict[int, float]:
+        """Return the cuts but those that are one end of a flash at the edge of a shot, right beside a clear cut.
+
+        What lies before and after such a flash moves too much to be alike, and is far more alike than it is to the flash.
+        """
+        reel = self.reel
+        returns = {cut: reel.apart[cut - reel.first] < MOST_BACK * reel.change[cut - reel.first] for cut in self.cuts}
+        clear = [cut for cut in self.cuts if not returns[cut]]
+        flashes = {cut for cut in self.cuts if returns[cut] and any(abs(c - cut) <= self.min_shot_frames for c in clear)}
+        return {cut: strength for cut, strength in self.cuts.items() if cut not in flashes}
 
     def _no_shot(self, before: tuple[int, int], after: tuple[int, int]) -> bool:
         """Tell whether what lies between two spans is no shot. Where a fade turns round it is not quite of one colour."""

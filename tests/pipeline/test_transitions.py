@@ -150,6 +150,14 @@ def test_a_flash_between_two_scenes_is_one_transition_without_its_frames(frames:
     assert found(shot(FIRST, 48), plain(frames, WHITE), shot(SECOND, 48)) == [(48, 48 + frames)]
 
 
+@pytest.mark.parametrize("first", range(2, 8))
+@pytest.mark.parametrize("motion", ["circle", "left"])
+def test_a_strobe_light_right_beside_a_cut_does_not_blur_it(first: int, motion: str) -> None:
+    lit = shot(scene("sky", motion=motion), 72, defect="flashing")
+    for part in (lit[first:], lit[:-first]):
+        assert found(shot(FIRST, 48), part, shot(SECOND, 48)) == [(48, 48), (120 - first, 120 - first)]
+
+
 # ---- fades and dissolves -----------------------------------------------------------------------------------------------
 
 
