@@ -74,6 +74,9 @@ class TrainConfig:
     ema_decay: float = 0.9999  # reached gradually, so that a short run has a useful average too
     cost: list[float] = field(default_factory=list)  # of a row, by which ranks are balanced: what `clipmill calibrate` prints
     timestep_shift: float = 1.0  # above 1: more training, and sampling, at high noise
+    # The squared error of a velocity at time t counts t to this power: at 0 the little noise that is left near the data weighs
+    # most, though a caption says nothing of it; at 2 it is the error of the clean token.
+    time_power: float = 0.0
     precision: Precision = "fp32"  # of the matrix products; auto: bf16 where the device is fast at it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0  # CPU threads of a rank; 0 leaves it to torch
@@ -85,7 +88,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("lr", "muon_lr", "grad_clip", "timestep_shift"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "threads", "seed"):
+        for name in ("warmup_steps", "weight_decay", "time_power", "threads", "seed"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.caption_drop <= 1, "caption_drop", "within 0 and 1", self.caption_drop)
         _require(0 <= self.cooldown <= 1, "cooldown", "within 0 and 1", self.cooldown)

@@ -104,13 +104,18 @@ def velocity_from_clean(noised: Tensor, clean: Tensor, t: Tensor) -> Tensor:
     return (noised.float() - clean.float()) / t
 
 
-def loss_sum(velocity: Tensor, target: Tensor) -> Tensor:
+def loss_sum(velocity: Tensor, target: Tensor, weights: Tensor | float = 1.0) -> Tensor:
     """Sum over tokens the mean squared error of velocity against target, both [S, D]; fp32 scalar.
 
     A sum, since only the caller knows how many tokens the step has over all ranks: divided by that count, the loss
     does not depend on how the clips were dealt.
+
+    Args:
+        velocity: as predicted.
+        target: as it should be.
+        weights: by what the error of each token counts, [S] or the same for all.
     """
-    return (velocity.float() - target.float()).square().mean(dim=1).sum()
+    return ((velocity.float() - target.float()).square().mean(dim=1) * weights).sum()
 
 
 @torch.no_grad()

@@ -214,7 +214,8 @@ def _backward(run: _Run, batch: Batch, step_tokens: float) -> Tensor:
     with products(config.precision, device):
         text = batch.text.to(device, torch.float32)
         velocity = run.parallel(noised.tokens, noised.t, batch.cu_seqlens, batch.grid, text, batch.cu_text, batch.kept)
-    loss = loss_sum(velocity, noised.target) / step_tokens
+    weights = noised.t.pow(config.time_power).repeat_interleave(batch.cu_seqlens.diff().to(device))  # [S]
+    loss = loss_sum(velocity, noised.target, weights) / step_tokens
     (loss * run.ranks.world_size).backward()  # type: ignore[no-untyped-call]  # DDP divides gradients by world_size
     return loss.detach()
 

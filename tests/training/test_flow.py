@@ -110,6 +110,12 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:
     torch.testing.assert_close(parts / 9, torch.nn.functional.mse_loss(velocity, target))
 
 
+def test_the_error_of_a_token_counts_as_its_weight_says() -> None:
+    velocity, target = torch.randn(9, 5), torch.randn(9, 5)
+    twice = loss_sum(velocity, target) + loss_sum(velocity[:3], target[:3])
+    torch.testing.assert_close(loss_sum(velocity, target, torch.tensor([2.0] * 3 + [1.0] * 6)), twice)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_reaches_the_data_when_the_velocity_is_exact(shift: float) -> None:
     clean, eps = torch.randn(6, 5), torch.randn(6, 5)

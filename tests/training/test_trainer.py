@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 import packing
 from packing.errors import ConfigError, ModelError, ShardError
+from packing.mixture import open_loader
 from training import DiTConfig, StepReport, TrainJob, train
+from training.flow import noise_batch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -99,6 +101,16 @@ def test_passes_of_any_size_give_the_loss_of_the_whole_step(corpus, job, tmp_pat
     whole = losses(job(out=str(tmp_path / "whole")), corpus(20))
     parts = losses(job(out=str(tmp_path / "parts"), max_pass_tokens=8), corpus(20))
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_power_of_time_weighs_each_clip_by_its_own_time(corpus, job) -> None:
+    """The model begins as zero, so the first loss is what the velocities themselves are."""
+    settings, shards = job(steps=1, global_batch=4, time_power=2.0), corpus(20)
+    batch = next(iter(open_loader(shards, global_batch=4, rank=0, world_size=1, seed=settings.train.seed)))
+    lengths = batch.grid.prod(dim=1)
+    noised = noise_batch(batch.latents.float(), batch.clip_ids, lengths.tolist(), seed=settings.train.seed, epoch=0)
+    weighed = noised.target.square().mean(dim=1) * noised.t.repeat_interleave(lengths) ** 2
+    assert losses(settings, shards) == pytest.approx([float(weighed.mean())], rel=1e-4)
 
 
 def test_a_corpus_with_dropped_tokens_is_learned_and_every_kept_token_counted(corpus, job) -> None:
