@@ -22,14 +22,14 @@ CONFIGS, WEIGHTS = ROOT / "configs", Path(__file__).parent / "weights"
 NATURAL = ROOT.parent / "shared" / "data" / "videos"  # beside a checkout, where there is one
 OWN = ("world.", "samples=", "natural=")
 TRAINING = ("train.", "model.")
-FULL = ("world.videos=400", "samples=96")
-# Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, the first two seconds in
+FULL = ("world.videos=800", "samples=96")
+# Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, the first 1.6 seconds in
 # nine frames, and all of a place's time in one token, so that a short training sees many clips. A square clip is 16 tokens.
 SMALL = (
     "encode.max_pixels=4096",
-    "encode.fps=4",
+    "encode.fps=5",
     "encode.max_frames=9",
-    "split.min_clip_s=2.05",
+    "split.min_clip_s=1.65",
     "pack.patch=[5,2,2]",
     "pack.length=128",
     "pack.kind=videos",

@@ -35,7 +35,7 @@ from pipeline.stage import PartitionView
 from pipeline.stages.encode import ClipToEncode, Encode
 
 MOST_CODED = 16  # clips that are decoded again for a figure
-SAMPLE_S, SAMPLE_PX = 9 / 4, 64  # 5 latent frames of 8 x 8
+SAMPLE_S, SAMPLE_PX = 9 / 5, 64  # 5 latent frames of 8 x 8
 GOALS: Mapping[str, float] = {
     "split.hard_f1": 1.0,
     "split.gradual_f1": 0.9,

@@ -497,15 +497,26 @@ class Transitions:
         return [Transition(start=start, end=end) for start, end in merged]
 
     def _clear_cuts(self) -> dict[int, float]:
-        """Return the cuts but those that are one end of a flash at the edge of a shot, right beside a clear cut.
+        """Return the cuts but those that are one end of a flash at the edge of a shot, right beside the cut itself.
 
-        What lies before and after such a flash moves too much to be alike, and is far more alike than it is to the flash.
+        What lies before and after such a flash moves too much to be alike, and is far more alike than it is to the flash. With
+        a clear cut on either side, or frames of one colour in it, a flash is a transition: all its cuts are kept.
         """
-        reel = self.reel
-        returns = {cut: reel.apart[cut - reel.first] < MOST_BACK * reel.change[cut - reel.first] for cut in self.cuts}
-        clear = [cut for cut in self.cuts if not returns[cut]]
-        flashes = {cut for cut in self.cuts if returns[cut] and any(abs(c - cut) <= self.min_shot_frames for c in clear)}
-        return {cut: strength for cut, strength in self.cuts.items() if cut not in flashes}
+        runs = list[list[int]]()
+        for cut in sorted(self.cuts):
+            if runs and cut - runs[-1][-1] <= self.min_shot_frames:
+                runs[-1].append(cut)
+            else:
+                runs.append([cut])
+        kept = [self._clear_of(run) or run for run in runs]
+        return {cut: self.cuts[cut] for cut in itertools.chain(*kept)}
+
+    def _clear_of(self, run: Sequence[int]) -> list[int]:
+        """Return the one clear cut among cuts close together, where the others are ends of a flash beside it; else none."""
+        reel, places = self.reel, [cut - self.reel.first for cut in run]
+        clear = [cut for cut, at in zip(run, places, strict=True) if reel.apart[at] >= MOST_BACK * reel.change[at]]
+        plain = any(min(reel.spread[at - 1 : at + 1]) < ONE_COLOUR for at in places)
+        return clear if len(clear) == 1 and not plain else []
 
     def _no_shot(self, before: tuple[int, int], after: tuple[int, int]) -> bool:
         """Tell whether what lies between two spans is no shot. Where a fade turns round it is not quite of one colour."""

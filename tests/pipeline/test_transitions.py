@@ -158,6 +158,15 @@ def test_a_strobe_light_right_beside_a_cut_does_not_blur_it(first: int, motion: 
         assert found(shot(FIRST, 48), part, shot(SECOND, 48)) == [(48, 48), (120 - first, 120 - first)]
 
 
+@pytest.mark.parametrize("ground", ["gray", "sunset"])
+@pytest.mark.parametrize("fps", [12, 24])
+def test_a_flash_that_comes_and_goes_over_two_frames_is_one_transition(fps: int, ground: str) -> None:
+    before, after = (shot(scene(name, shape), 2 * fps, fps=fps) for name, shape in ((ground, "circle"), ("striped", "cross")))
+    lit = [(0.4 * pictures + 0.6 * WHITE).round().astype(np.uint8) for pictures in (before[-1:], after[:1])]
+    parts = before[:-1], lit[0], plain(1, WHITE), lit[1], after[1:]
+    assert found(*parts, fps=fps) == [(2 * fps - 1, 2 * fps + 2)]
+
+
 # ---- fades and dissolves -----------------------------------------------------------------------------------------------
 
 
