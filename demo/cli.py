@@ -22,7 +22,7 @@ CONFIGS, WEIGHTS = ROOT / "configs", Path(__file__).parent / "weights"
 NATURAL = ROOT.parent / "shared" / "data" / "videos"  # beside a checkout, where there is one
 OWN = ("world.", "samples=", "natural=")
 TRAINING = ("train.", "model.")
-FULL = ("world.videos=800", "samples=96")
+FULL = ("world.videos=700", "samples=96")
 # Of the clips that the model trains on: a quarter of the pixels, which is what the judges look at, the first 1.6 seconds in
 # nine frames, and all of a place's time in one token, so that a short training sees many clips. A square clip is 16 tokens.
 SMALL = (
