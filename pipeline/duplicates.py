@@ -18,6 +18,7 @@ TIMES, CELLS = 8, 5
 FLOOR = 0.02  # of full scale: what encoding again, and a crop that is off by two pixels, change in a picture without motion
 _WANTED = np.linspace(0.15, 0.85, TIMES)  # of a clip; a cut that was found some frames off shows another scene at an end
 _SPREAD, _MOST_GAIN = 38.0, 5.0  # standard deviation of a signature's numbers, and what contrast is multiplied by at most
+_PLAIN = 2.0  # levels that the cells of a frame of one colour spread at most
 _AXES = 32
 _BLOCK, _WINDOW = 512, 128  # clips that are decided at once, and of those, clips that candidates are sought for at once
 _SAMPLE = 4096  # clips that the axes are found from
@@ -48,15 +49,18 @@ class Bounds:
 def signature(frames: NDArray[np.uint8], times: Values) -> NDArray[np.uint8]:
     """Return the mean colours of a coarse grid of cells at evenly spread times, uint8 [T, K, K, 3].
 
-    Between two frames colours are interpolated: another frame rate shows the same motion at other times. All are brought to one
-    mean and one spread: a copy may be brighter, or of less contrast.
+    Between two frames colours are interpolated: another frame rate shows the same motion at other times. Frames of one colour
+    are passed over where there are others: a white flash would be most of what moves, and alike in any two clips that have one.
+    All are brought to one mean and one spread: a copy may be brighter, or of less contrast.
 
     Args:
         frames: uint8 [F, Y, X, 3].
         times: when each frame is shown [F], ascending, from 0 at the clip's start to 1 at its end.
     """
-    cells = [cv2.resize(frame.astype(np.float32), (CELLS, CELLS), interpolation=cv2.INTER_AREA) for frame in frames]
-    sampled = [np.interp(_WANTED, times, values) for values in np.reshape(cells, (len(frames), -1)).T]
+    cells = np.stack([cv2.resize(frame.astype(np.float32), (CELLS, CELLS), interpolation=cv2.INTER_AREA) for frame in frames])
+    telling = cells.std(axis=(1, 2)).max(axis=1) > _PLAIN
+    chosen = telling if np.count_nonzero(telling) > 1 else np.ones_like(telling)
+    sampled = [np.interp(_WANTED, times[chosen], values) for values in cells[chosen].reshape(np.count_nonzero(chosen), -1).T]
     return _levelled(np.stack(sampled, axis=1)).reshape(TIMES, CELLS, CELLS, 3)
 
 

@@ -41,7 +41,7 @@ class Score(Stage[ClipToScore, ScoreResult]):
     """CLIP features of a clip (similarity to the title, zero-shot probes, consistency, an embedding), and its signature."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: ClassVar[tuple[str, ...]] = ("split",)
     value: ClassVar[type[Any]] = ScoreResult
     config: ScoreConfig

@@ -81,6 +81,19 @@ def test_a_frame_of_another_scene_at_the_start_does_not_hide_a_copy() -> None:
     assert copied(signed(scene()), signed(late)) == {1: 0}
 
 
+@pytest.mark.parametrize("moves", [(-0.4, 0.0), (0.0, 0.4), (0.2, 0.2)])
+def test_a_flash_at_one_moment_makes_no_copies_of_two_motions(moves: tuple[float, float]) -> None:
+    first, second = scene(start=0.5), scene(start=0.5, moves=moves)
+    first[20:22] = second[20:22] = 255  # among the frames that are sampled
+    assert copied(signed(first), signed(second)) == {}
+
+
+def test_a_flash_does_not_hide_a_copy_without_it() -> None:
+    lit = scene()
+    lit[20:22] = 255
+    assert copied(signed(scene()), signed(lit)) == {1: 0}
+
+
 @pytest.mark.parametrize("moves", [(-0.4, 0.0), (0.0, 0.4), (0.0, 0.0), (0.2, 0.2)])
 def test_another_motion_on_one_background_is_no_copy(moves: tuple[float, float]) -> None:
     assert copied(signed(scene(start=0.5)), signed(scene(start=0.5, moves=moves))) == {}
