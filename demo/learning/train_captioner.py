@@ -320,6 +320,11 @@ def track(example: Example) -> Tensor:
     return torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 
 
+def _features(clips: Sequence[Clip]) -> Tensor:
+    """Put the features of clips together, in fp32: autocast on a CPU takes nothing in fp16, which they are kept in."""
+    return torch.stack([clip.features.float() for clip in clips])
+
+
 def _of_length(clips: Sequence[Clip], count: int) -> list[Clip]:
     return [clip for clip in clips if len(clip.features) == count]
 
@@ -328,7 +333,7 @@ def loss_of(learner: Learner, clips: Sequence[Clip]) -> Tensor:
     """Return how badly a learner captions clips, by both prompts."""
     scenes = [clip.scene for clip in clips]
     rows = learner.layout.rows([[answer(scene) for answer in ANSWERS.values()] for scene in scenes])
-    logits, heard, tracked = learner(torch.stack([clip.features for clip in clips]), rows)
+    logits, heard, tracked = learner(_features(clips), rows)
     spoken = rows.targets != -100
     weights = learner.weights[rows.targets[spoken]]
     loss = (functional.cross_entropy(logits[spoken], rows.targets[spoken], reduction="none") * weights).sum() / weights.sum()
@@ -420,7 +425,7 @@ def _right(learner: Learner, clips: Sequence[Clip]) -> Tensor:
     scenes = [clip.scene for clip in clips]
     rows = learner.layout.rows([[answer(scene) for answer in ANSWERS.values()] for scene in scenes])
     with products("auto", "cpu"):
-        logits, heard, _ = learner(torch.stack([clip.features for clip in clips]), rows)
+        logits, heard, _ = learner(_features(clips), rows)
     labels = torch.tensor([list(classes(scene).values()) for scene in scenes])
     named = [learner.heads[name](heard).argmax(dim=1) == labels[:, n] for n, name in enumerate(ATTRIBUTES)]
     unspoken = (rows.targets == -100) | (rows.branches != 1)

@@ -89,7 +89,7 @@ def test_the_sheets_can_be_looked_at_and_the_samples_played(folder: Path) -> Non
     videos = sorted((folder / "samples").glob("*.mp4"))
     assert len(videos) == 3
     with av.open(str(videos[0])) as media:
-        assert media.streams.video[0].average_rate == 4
+        assert media.streams.video[0].average_rate == 5
         assert len(list(media.decode(video=0))) == 9
 
 
