@@ -1,19 +1,15 @@
 """A world with known truth: videos of drawn scenes as the internet has them, good and bad, and what is true of each.
 
-Every file is drawn and encoded by itself, on all cores, each a third of a second of one; memory holds a few pictures a core.
-Equal configs give equal bytes on one machine. The truth is written last: where it is, the world is whole.
+Files are drawn and encoded one after the other, a core for some seconds; memory holds a few pictures. Equal configs give equal
+bytes on one machine. The truth is written last: where it is, the world is whole.
 """
 
 import csv
-import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +32,6 @@ from demo.writing import Format, write_image, write_sound, write_video
 from packing.errors import InputError
 
 __all__ = ["WorldConfig", "draw_world", "make_world", "truth_of"]
-
-FEW = 12  # videos that are sooner drawn than processes are started
 
 
 def make_world(folder: Path, config: WorldConfig) -> Path:
@@ -79,23 +73,14 @@ def truth_of(world: World) -> Truth:
 
 
 def _write_files(folder: Path, world: World) -> None:
-    write, cores = partial(_write_video, folder), len(os.sched_getaffinity(0))
-    if len(world.videos) < FEW or cores < 2:
-        list(map(write, world.videos))
-    else:
-        # Not forked: encoders start threads, and whoever asks for a world may have some.
-        with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-            list(pool.map(write, world.videos, chunksize=2))
+    for video in world.videos:
+        write_video(folder / video.file, pictures(video.footage), video.ticks, video.form)
     for copy, original in world.copies.items():
         shutil.copyfile(folder / original, folder / copy)
     for image in world.images:
         write_image(folder / image.file, render(image.scene, [0.0], image.height, image.width)[0])
     for number, broken in enumerate(world.broken):
         _write_broken(folder / broken.file, broken, number)
-
-
-def _write_video(folder: Path, video: Video) -> None:
-    write_video(folder / video.file, pictures(video.footage), video.ticks, video.form)
 
 
 def _video_truth(video: Video, videos: Sequence[Video]) -> FileTruth:

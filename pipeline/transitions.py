@@ -43,6 +43,7 @@ MOST_BACK = 0.5  # of the change at one end of a flash that may be left between 
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
 _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
+MOST_AT_ONCE = 64  # frames that are added to the reel at a time
 _NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
 _MEAN = np.full(CELLS[0] * CELLS[1] * 3, 1 / (CELLS[0] * CELLS[1] * 3), np.float32)
 
@@ -479,7 +480,7 @@ class Transitions:
         self.ramps = [seen for seen in self.ramps if len(seen) > 1 or seen[0].end >= known]
         self.cuts = self._clear_cuts()
         for found in self._merged():
-            if not final and not self._closed(found, known):
+            if not (final or self._closed(found, known) or self._grows_old(found)):
                 return
             yield from self._give(found, final=final)
 
@@ -546,6 +547,10 @@ class Transitions:
         """Tell whether a transition cannot grow any more, when all before frame `known` is known."""
         end, before = found.end, self.reel.spread[max(0, found.start - 1 - self.reel.first)]
         return known - end >= self.min_shot_frames and not self._one_colour(end, known, max(ONE_COLOUR, 0.3 * before))
+
+    def _grows_old(self, found: Transition) -> bool:
+        """Tell whether the reel is soon to forget where a transition starts, which goes on and on where cut follows cut."""
+        return self.reel.end - found.start > _CAPACITY - _CAPACITY // 5 - MOST_AT_ONCE
 
     def _give(self, found: Transition, *, final: bool) -> Iterator[Transition]:
         start, end, reel = found.start, found.end, self.reel

@@ -167,6 +167,19 @@ def test_a_flash_that_comes_and_goes_over_two_frames_is_one_transition(fps: int,
     assert found(*parts, fps=fps) == [(2 * fps - 1, 2 * fps + 2)]
 
 
+@pytest.mark.parametrize("held", [4, 5])
+def test_cuts_that_follow_each_other_for_ever_end_before_they_are_forgotten(held: int) -> None:
+    """No shot lies between any two of them, so they are one transition, which outgrows what is remembered."""
+    drawn = np.random.default_rng(0).integers(0, 256, (1, *CELLS, 3), dtype=np.uint8)
+    pictures = np.concatenate([drawn, np.full_like(drawn, WHITE)]).repeat(held, axis=0)
+    detect, given = Transitions(min_shot_frames=10), []
+    for first in range(0, 3 * _CAPACITY, len(pictures)):
+        given += detect.take([(first + number) / 5 for number in range(len(pictures))], pictures)
+    given += detect.finish()
+    assert len(given) > 1
+    assert all(before.end <= after.start for before, after in pairwise(given))
+
+
 # ---- fades and dissolves -----------------------------------------------------------------------------------------------
 
 
