@@ -32,16 +32,18 @@ SHARP = 4  # lines after which the step is over
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Luma of one frame in full height and in full width: rows [Y, B] and columns [X, B]."""
+    """Luma of one frame in full height and in full width: rows [Y, B] and columns [X, B]; open if its edges have no bars."""
 
     rows: Levels
     columns: Levels
+    open: bool = False
 
     def upright(self, matrix: tuple[int, int, int, int]) -> "Lines":
         """Turn and mirror as a display matrix says; the order of the blocks does not matter and stays."""
         a, b, c, d = matrix
         rows, columns = (self.rows, self.columns) if a else (self.columns, self.rows)
-        return Lines(rows=rows[::-1] if (d or b) < 0 else rows, columns=columns[::-1] if (a or c) < 0 else columns)
+        rows, columns = rows[::-1] if (d or b) < 0 else rows, columns[::-1] if (a or c) < 0 else columns
+        return Lines(rows=rows, columns=columns, open=self.open)
 
 
 def lines_of(luma: NDArray[Any]) -> Lines:
@@ -76,7 +78,8 @@ def is_open(luma: NDArray[Any], darkest: int) -> bool:
 @functools.lru_cache(maxsize=8)
 def open_lines(height: int, width: int) -> Lines:
     """Stand for the lines of a frame that has no bars: all light."""
-    return Lines(rows=np.full((height, BLOCKS), 255, np.uint8), columns=np.full((width, BLOCKS), 255, np.uint8))
+    rows, columns = np.full((height, BLOCKS), 255, np.uint8), np.full((width, BLOCKS), 255, np.uint8)
+    return Lines(rows=rows, columns=columns, open=True)
 
 
 def _is_lit(line: NDArray[Any], darkest: int) -> bool:
@@ -97,6 +100,8 @@ def find_box(lines: Sequence[Lines], height: int, width: int) -> Box:
         height: rows of the upright frame with square pixels.
         width: its columns.
     """
+    if sum(line.open for line in lines) >= _ranks(lines):
+        return 0, 0, height, width
     top, bottom = _scaled(_inside(_lasting([line.rows for line in lines])), len(lines[0].rows), height)
     left, right = _scaled(_inside(_lasting([line.columns for line in lines])), len(lines[0].columns), width)
     return top, left, bottom - top, right - left
@@ -117,11 +122,16 @@ def cropped(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
 
 def _lasting(levels: Sequence[Levels]) -> Levels:
     """Return the level that every block reaches in more than a fifth of the frames: a flash lights the bars too."""
-    brightest = [np.zeros_like(levels[0])] * (1 + len(levels) // 5)
+    brightest = [np.zeros_like(levels[0])] * _ranks(levels)
     for level in levels:
         for rank, so_far in enumerate(brightest):
             brightest[rank], level = np.maximum(so_far, level), np.minimum(so_far, level)
     return brightest[-1]
+
+
+def _ranks(frames: Sequence[Any]) -> int:
+    """Return how many of so many frames are more than a fifth."""
+    return 1 + len(frames) // 5
 
 
 def _inside(levels: Levels) -> tuple[int, int]:

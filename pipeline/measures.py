@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import native
+
 Luma = NDArray[np.uint8]  # [Y, X], 0 (black) to 255 (white)
 Pictures = NDArray[np.uint8]  # [F, Y, X, 3]
 Series = NDArray[np.float64]  # [N]
@@ -216,14 +218,10 @@ def overlay_area(view: View) -> float:
     """
     if len(view.luma) < 3:
         return 0.0
-    across, down = _gradients(view.luma)
-    strength = across * across + down * down  # [F, Y, X], the square
-    weakest = strength.min(axis=0)
-    lasting = (weakest > 24**2) & (np.ptp(across, axis=0) ** 2 + np.ptp(down, axis=0) ** 2 < 24**2)
-    moving = np.count_nonzero((strength > 24**2) & (weakest < 8**2))  # of all pictures
+    lasting, moving = _lasting(view.luma)
     if moving < len(view.luma) * np.count_nonzero(lasting):
         return 0.0
-    return float(cv2.dilate(lasting.astype(np.uint8), np.ones((5, 5), np.uint8)).mean())
+    return float(cv2.dilate(lasting, np.ones((5, 5), np.uint8)).mean())
 
 
 @measure
@@ -275,8 +273,12 @@ def _means(planes: NDArray[np.uint8]) -> Sequence[float]:
 
 def _percentiles(plane: NDArray[np.uint8], *percents: float) -> Sequence[int]:
     """Return levels of a plane [Y, X] that these percents of it are at or below; by its histogram, the cheapest way."""
+    counts = [percent / 100 * plane.size for percent in percents]
+    if native.compiled:
+        levels: tuple[int, ...] = native.compiled.levels(plane, *counts)
+        return levels
     below = cv2.calcHist([plane], [0], None, [256], [0, 256]).cumsum()
-    return [int(below.searchsorted(percent / 100 * plane.size)) for percent in percents]
+    return [int(below.searchsorted(count)) for count in counts]
 
 
 def _steepness(picture: NDArray[np.uint8]) -> float:
@@ -291,9 +293,29 @@ def _steepness(picture: NDArray[np.uint8]) -> float:
     channel = np.ascontiguousarray(smooth[..., best])
     across, down = cv2.absdiff(channel[:, 1:], channel[:, :-1])[:-1], cv2.absdiff(channel[1:], channel[:-1])[:, :-1]
     step = cv2.dilate(cv2.subtract(cv2.max(across, down), 1), window)  # without the level that rounding may make
-    reach = reaches[best][:-1, :-1]
-    among = reach >= strongest[best]
+    return _ratio(step, reaches[best][:-1, :-1], strongest[best])
+
+
+def _ratio(step: Luma, reach: Luma, least: int) -> float:
+    """Return the median of step over reach where the reach is at least so much."""
+    if native.compiled:
+        ratio: float = native.compiled.ratio(step, reach, least)
+        return ratio
+    among = reach >= least
     return float(np.median(step[among] / reach[among])) if among.any() else 1.0
+
+
+def _lasting(luma: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
+    """Find edges in pictures [F, Y, X]: 1 where the same is in all of them, [Y - 2, X - 2]; and how many come and go."""
+    edge, faint = 24, 8  # levels of change over two pixels
+    if native.compiled:
+        mask = np.empty((luma.shape[1] - 2, luma.shape[2] - 2), np.uint8)
+        return mask, native.compiled.lasting(luma.reshape(-1, luma.shape[2]), len(luma), edge, faint, mask)
+    across, down = _gradients(luma)
+    strength = across * across + down * down  # [F, Y, X], the square
+    weakest = strength.min(axis=0)
+    lasting = (weakest > edge**2) & (np.ptp(across, axis=0) ** 2 + np.ptp(down, axis=0) ** 2 < edge**2)
+    return lasting.astype(np.uint8), int(np.count_nonzero((strength > edge**2) & (weakest < faint**2)))
 
 
 def _gradients(luma: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -305,6 +327,9 @@ def _gradients(luma: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 
 def _writing(luma: NDArray[np.uint8]) -> float:
     """Return the share of cells of a picture [Y, X] with at least two strong steps up and two down in most of their lines."""
+    if native.compiled:
+        share: float = native.compiled.writing(luma, 8, 32, 0.12 * 64)
+        return share
     left, right = luma[:, :-1], luma[:, 1:]
     steps = (cv2.compare(cv2.subtract(*sides), 32, cv2.CMP_GT) for sides in ((right, left), (left, right)))  # 0 or 255
     up, down = (cv2.boxFilter(step, cv2.CV_32F, (8, 8), normalize=False)[4::8, 4::8] for step in steps)

@@ -7,23 +7,26 @@ and turned into a picture when a clip is known to want one.
 Legend: n frames, h w rows and columns of a plane, Y X of a picture; a plane is uint8 (uint16 where samples have more bits).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.crop import DARKEST, Box, Lines, cropped, is_open, lines_of, open_lines, scaled_box
+from pipeline import native
+from pipeline.crop import BLOCKS, DARKEST, SAMPLES, Box, Lines, cropped, is_open, lines_of, open_lines, scaled_box
 from pipeline.media import PQ, Matrix, Picture, Scaler, standard_range, upright
 
 Plane = NDArray[Any]  # [h, w]
 Series = NDArray[np.float64]  # [n]
 
 LUMA, CHROMA = (72, 128), (36, 64)  # rows and columns that are sampled of every frame
-FRAMES = 32  # that a strip takes
+CELLS = (12, 16)  # rows and columns of means of these, for cuts
+FRAMES = 64  # that a strip takes
 _BYTE, _WORD = np.dtype(np.uint8), np.dtype("<u2")
 # Weights of red and blue in luma by matrix coefficients (ITU-T H.273); what does not say is as of old, BT.601.
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
@@ -90,6 +93,65 @@ class Developed:
     pictures: NDArray[np.uint8]
     light: Series
     change: Series
+
+
+def strip(size: tuple[int, int]) -> "Strip | CompiledStrip":
+    """Make a strip that is developed in pictures of so many rows and columns, the quickest there is."""
+    return CompiledStrip() if native.compiled and size == CELLS else Strip()
+
+
+class CompiledStrip:
+    """A strip that is developed in pictures of `CELLS` only. Every frame is finished while its samples are at hand."""
+
+    def __init__(self) -> None:
+        self._state = np.zeros(math.prod(LUMA) + 3 * math.prod(CHROMA), np.uint8)
+        self._cells = np.empty((FRAMES, *CELLS, 3), np.uint8)
+        self._light, self._change = list[float](), list[float]()
+        self._begun = False
+
+    @property
+    def count(self) -> int:
+        """Frames that are on the strip."""
+        return len(self._light)
+
+    def add(self, planes: Planes) -> float:
+        """Sample one more frame; see `Strip.add`."""
+        luma, blue, red = planes[:3]
+        places, spread = _places(luma.shape, blue.shape, red.shape), _spread(planes.full)
+        cells = self._cells[len(self._light)]
+        told = native.compiled.add(luma, blue, red, places, planes.depth - 8, spread, self._state, cells)
+        changed, light, change = (float(number) for number in told)
+        self._light.append(light)
+        self._change.append(change if self._begun else 0.0)
+        self._begun = True
+        return changed
+
+    def develop(self, rows: int, columns: int) -> Developed:
+        """Show the frames; see `Strip.develop`."""
+        assert (rows, columns) == CELLS
+        tall = self._cells[: self.count].reshape(-1, columns, 3)
+        pictures: NDArray[np.uint8] = cv2.cvtColor(tall, cv2.COLOR_YUV2BGR).reshape(-1, rows, columns, 3)
+        light, change = np.array(self._light), np.array(self._change)
+        self._light.clear()
+        self._change.clear()
+        return Developed(pictures=pictures, light=light, change=change)
+
+
+@lru_cache(maxsize=8)
+def _places(*shapes: tuple[int, int]) -> NDArray[np.int32]:
+    """Return which rows and columns of planes of these shapes are sampled, all after one another; those that OpenCV takes."""
+    numbers = list[int]()
+    for shape, size in zip(shapes, (LUMA, CHROMA, CHROMA), strict=True):
+        for length, count in zip(shape, size, strict=True):
+            line = np.arange(length, dtype=np.float32)[None]
+            numbers += cv2.resize(line, (count, 1), interpolation=cv2.INTER_NEAREST)[0].astype(int).tolist()
+    return np.array(numbers, np.int32)
+
+
+@cache
+def _spread(full: bool) -> NDArray[np.uint8]:
+    """Return the tables that bring levels of luma, and of the other planes, to the full range, [2, 256]."""
+    return np.stack([np.arange(256, dtype=np.uint8)] * 2 if full else [expanded(219), expanded(224)])
 
 
 class Strip:
@@ -223,11 +285,12 @@ def hold(planes: Planes, size: tuple[int, int], matrix: Matrix, side: int) -> He
         matrix: the signs of its display matrix.
         side: the largest that `Held.picture` is asked for.
     """
-    stored = [planes.luma, planes.blue, planes.red]
-    while min(stored[0].shape) >= 2 * side and min(stored[1].shape) > 1:
-        stored = [_halved(plane) for plane in stored]
+    times, shortest = 0, (min(planes.luma.shape), min(planes.blue.shape))
+    while shortest[0] >> times >= 2 * side and shortest[1] >> times > 1:
+        times += 1
     # Copies, also where nothing is done: a view would keep the frame.
-    shallow = [np.array(plane if planes.depth == 8 else plane >> (planes.depth - 8), dtype=np.uint8) for plane in stored]
+    stored = [halved(plane, times) if times else plane.copy() for plane in (planes.luma, planes.blue, planes.red)]
+    shallow = [plane if planes.depth == 8 else (plane >> (planes.depth - 8)).astype(np.uint8) for plane in stored]
     return Held(
         planes=tuple(upright(plane, matrix) for plane in shallow),
         lines=_lines(planes).upright(matrix),
@@ -245,19 +308,35 @@ def fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 def shrunk(plane: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Bring a plane to a size: by halves, each the mean of four, and linearly for the rest; areas take seven times as long."""
-    while plane.shape[0] >= 2 * height and plane.shape[1] >= 2 * width:
-        plane = _halved(plane)
+    times = 0
+    while plane.shape[0] >> times >= 2 * height and plane.shape[1] >> times >= 2 * width:
+        times += 1
+    plane = halved(plane, times) if times else plane
     return plane if plane.shape[:2] == (height, width) else cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _halved(plane: Any) -> Any:
-    height, width = plane.shape[0] // 2, plane.shape[1] // 2
-    return cv2.resize(plane[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+def halved(plane: Plane, times: int) -> Plane:
+    """Halve a plane [h, w], or a picture [h, w, 3], once or more often: each time, four samples become their mean."""
+    height, width = plane.shape[0] >> times, plane.shape[1] >> times
+    if native.compiled and plane.ndim == 2 and plane.itemsize == plane.strides[1] == 1:
+        small = np.empty((height, width), np.uint8)
+        native.compiled.halve(plane, times, small)
+        return small
+    for _ in range(times):
+        height, width = plane.shape[0] // 2, plane.shape[1] // 2
+        plane = cv2.resize(plane[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+    return plane
 
 
 def _lines(planes: Planes) -> Lines:
     """Take the lines of a frame as it is stored; luma over the full range."""
     depth, plane = planes.depth - 8, planes.luma
+    if native.compiled and min(plane.shape) >= SAMPLES:
+        height, width = plane.shape
+        rows, columns = np.empty((height, BLOCKS), np.uint8), np.empty((width, BLOCKS), np.uint8)
+        darkest = (DARKEST if planes.full else 16 + DARKEST) << depth
+        filled = native.compiled.lines(plane, darkest, depth, _spread(planes.full)[0], rows, columns)
+        return Lines(rows=rows, columns=columns) if filled else open_lines(height, width)
     if is_open(plane, (DARKEST if planes.full else 16 + DARKEST) << depth):
         return open_lines(*plane.shape)
     stored = lines_of(plane)

@@ -135,7 +135,7 @@ class _Quirks:
 
 def _scan_video(file: BinaryIO, container: str, options: ScanOptions, send: Send) -> dict[str, Any]:
     reading = Reading(file, container, keep_prefix=options.partial == "keep_prefix")
-    with opened(file, container, options.threads, options.max_pixels) as (media, stream):
+    with opened(file, container, options.threads, options.max_pixels, rough=True) as (media, stream):
         check_size(stream.codec_context.height, stream.codec_context.width, options.max_pixels)
         shots, quirks, scaler = _shots(stream, options, send), _Quirks(), Scaler(options.threads)
         form, shape, matrix, end_s, usual_s = None, (0, 0), UPRIGHT, 0.0, _usual_duration(stream)

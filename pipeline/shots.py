@@ -18,7 +18,7 @@ from pipeline import measures
 from pipeline.crop import Box, find_box
 from pipeline.detectors import Detector
 from pipeline.media import Matrix, Send
-from pipeline.planes import FRAMES, Held, Planes, Strip, hold, pictures_of
+from pipeline.planes import FRAMES, Held, Planes, hold, pictures_of, strip
 from pipeline.transitions import Transition
 
 AT_FIRST = 16  # frames of a shot that are held at the first pace
@@ -51,7 +51,7 @@ class Shots:
 
     def __post_init__(self) -> None:
         self._light, self._change = array("d"), array("d")  # of the frames that are developed
-        self._strip = Strip()
+        self._strip = strip(self.detector.size)
         self._held: dict[int, Held] = {}
         self._start, self._pace, self._watched, self._changed = 0, self.first_pace, self.pictures_per_clip, 0.0
 

@@ -24,7 +24,7 @@ class Split(Stage[Source, SplitResult]):
     """One source to many clips, in a process of its own."""
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     reads: ClassVar[tuple[str, ...]] = ()
     value: ClassVar[type[Any]] = SplitResult
     crash: ClassVar[str] = "decoder_crash"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from pipeline.measures import MEASURES
@@ -206,6 +207,29 @@ def test_all_frames_before_an_error_are_given_however_many_are_decoded_ahead(tmp
     wanted = times_to_the_error(1)
     assert 0 < len(wanted) < 21
     assert times_to_the_error(ahead) == wanted
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_rough_frames_are_those_that_no_other_is_made_from(tmp_path: Path, codec: str) -> None:
+    encoder = {
+        "preset": "medium",
+        "crf": "34",
+        "bf": "2",
+        "x265-params": "log-level=none:pools=none:frame-threads=1:bframes=3:b-adapt=0",
+    }
+    encoder = encoder if codec == "libx265" else {name: value for name, value in encoder.items() if name != "x265-params"}
+    path = write_video(tmp_path / "a.mp4", shots([40, 20], height=128, width=192), codec=codec, encoder=encoder)
+    whole, rough = (decoded_pictures(path, rough=rough) for rough in (False, True))
+    assert [kind for kind, _ in rough] == [kind for kind, _ in whole]
+    same = [(kind, np.array_equal(a, b)) for (kind, a), (_, b) in zip(whole, rough, strict=True)]
+    assert {kind for kind, is_same in same if not is_same} == {"B"}
+    assert all(np.abs(a.astype(int) - b).mean() < 1.5 for (_, a), (_, b) in zip(whole, rough, strict=True))
+
+
+def decoded_pictures(path: Path, *, rough: bool) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Decode all frames: the kind of each, I, P or B, and its planes."""
+    with open(path, "rb") as file, opened(file, "mov", 1, rough=rough) as (media, stream):
+        return [(PictureType(frame.pict_type).name, frame.to_ndarray()) for _, frame in decoded_ahead(media, stream)]
 
 
 @pytest.mark.parametrize(("height", "width", "frames"), [(240, 320, 8), (480, 720, 6), (1080, 1920, 1), (2160, 3840, 1)])

@@ -1,0 +1,675 @@
+/* The loops over samples and pixels of the scan, for speed alone: pipeline/planes.py and pipeline/measures.py have the same in
+ * NumPy and OpenCV, give the same bytes (tests/pipeline/test_native.py compares them), and work where this was not compiled.
+ *
+ * Runs in the decoder's process. Frames are untrusted: every offset is checked against the buffer that it leads into.
+ *
+ * Legend: h w rows and columns of a plane; a plane has samples of 8 bits, or of 16 of which the lowest `bits` count.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ROWS = 72, COLUMNS = 128,              /* luma samples of a frame; of the other planes half as many each way */
+    CELL_ROWS = 12, CELL_COLUMNS = 16,     /* means of these */
+    SAMPLES = ROWS * COLUMNS, FEW = SAMPLES / 4, CELLS = CELL_ROWS * CELL_COLUMNS,
+    PIXELS = FEW * 3,
+    BLOCKS = 16, EACH = 4, STRAY_BLOCKS = 2 /* as in pipeline/crop.py */
+};
+
+/* Compiled for wider registers too, of which the loader takes what the processor has. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
+/* A plane of a frame: a view of two dimensions. */
+typedef struct {
+    Py_buffer view;
+    const uint8_t *samples;
+    Py_ssize_t height, width, row, step;
+} Plane;
+
+static int open_plane(PyObject *object, Plane *plane)
+{
+    if (PyObject_GetBuffer(object, &plane->view, PyBUF_STRIDED_RO) < 0)
+        return -1;
+    const Py_buffer *view = &plane->view;
+    if (view->ndim != 2 || (view->itemsize != 1 && view->itemsize != 2) || view->shape[0] < 1 || view->shape[1] < 1) {
+        PyErr_SetString(PyExc_ValueError, "a plane has two dimensions, none of them empty, and samples of 8 or 16 bits");
+        PyBuffer_Release(&plane->view);
+        return -1;
+    }
+    plane->samples = view->buf;
+    plane->height = view->shape[0];
+    plane->width = view->shape[1];
+    plane->row = view->strides[0];
+    plane->step = view->strides[1];
+    return 0;
+}
+
+/* Opens a contiguous array of bytes that is at least so long. */
+static int open_bytes(PyObject *object, Py_buffer *view, Py_ssize_t least, int flags)
+{
+    if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | flags) < 0)
+        return -1;
+    if (view->len < least) {
+        PyErr_Format(PyExc_ValueError, "an array of %zd bytes, where %zd are the least", view->len, least);
+        PyBuffer_Release(view);
+        return -1;
+    }
+    return 0;
+}
+
+static inline unsigned sample_at(const uint8_t *at, Py_ssize_t size)
+{
+    uint16_t word = *at;
+    if (size == 2)
+        memcpy(&word, at, 2);
+    return word;
+}
+
+/* ---- every frame ----------------------------------------------------------------------------------------------------- */
+
+/* Takes the samples of a plane at given rows and columns. */
+static void sample(const Plane *plane, const int32_t *rows, int count, const int32_t *columns, int across, int shift,
+                   uint8_t *out)
+{
+    for (int i = 0; i < count; i++, out += across) {
+        const uint8_t *row = plane->samples + rows[i] * plane->row;
+        if (plane->view.itemsize == 1 && plane->step == 1)
+            for (int j = 0; j < across; j++)
+                out[j] = row[columns[j]];
+        else
+            for (int j = 0; j < across; j++)
+                out[j] = (uint8_t)(sample_at(row + columns[j] * plane->step, plane->view.itemsize) >> shift);
+    }
+}
+
+/* Averages samples [12 * down, 16 * 8 or 16 * 4] to cells, rounds as OpenCV does, and spreads their levels by a table. */
+WIDE static void average(const uint8_t *samples, int down, int wide, const uint8_t *spread, uint8_t *cells)
+{
+    const float scale = 1.0f / (float)(down * wide);
+    for (int i = 0; i < CELL_ROWS; i++) {
+        uint16_t sums[COLUMNS];
+        memset(sums, 0, sizeof sums);
+        for (int y = 0; y < down; y++, samples += wide * CELL_COLUMNS)
+            for (int x = 0; x < wide * CELL_COLUMNS; x++)
+                sums[x] += samples[x];
+        for (int j = 0; j < CELL_COLUMNS; j++, cells += 3) {
+            int total = 0;
+            for (int x = 0; x < wide; x++)
+                total += sums[j * wide + x];
+            *cells = spread[lrintf((float)total * scale)];
+        }
+    }
+}
+
+static inline uint8_t clipped(int value)
+{
+    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+static inline int descaled(int value)
+{
+    return (value + (1 << 13)) >> 14;
+}
+
+/* Turns every second sample of luma, and all others, into blue, green and red, with the whole numbers that OpenCV counts in. */
+WIDE static void colours(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, const uint8_t *spread, uint8_t *pixels)
+{
+    uint8_t y[FEW], u[FEW], v[FEW];
+    for (int i = 0; i < ROWS / 2; i++)
+        for (int j = 0; j < COLUMNS / 2; j++)
+            y[i * (COLUMNS / 2) + j] = spread[luma[2 * i * COLUMNS + 2 * j]];
+    for (int i = 0; i < FEW; i++) {
+        u[i] = spread[256 + blue[i]];
+        v[i] = spread[256 + red[i]];
+    }
+    for (int i = 0; i < FEW; i++)
+        pixels[i] = clipped(y[i] + descaled((u[i] - 128) * 33292));
+    for (int i = 0; i < FEW; i++)
+        pixels[FEW + i] = clipped(y[i] + descaled((u[i] - 128) * -6472 + (v[i] - 128) * -9519));
+    for (int i = 0; i < FEW; i++)
+        pixels[2 * FEW + i] = clipped(y[i] + descaled((v[i] - 128) * 18678));
+}
+
+WIDE static int difference(const uint8_t *a, const uint8_t *b, int count)
+{
+    int total = 0;
+    for (int i = 0; i < count; i++)
+        total += abs(a[i] - b[i]);
+    return total;
+}
+
+PyDoc_STRVAR(add_doc,
+"add(luma, blue, red, places, shift, spread, state, cells)\n--\n\n"
+"Sample one frame, and compare it with the one before.\n\n"
+"Args:\n"
+"    luma, blue, red: planes [h, w] of the frame, of 8 or 16 bits.\n"
+"    places: int32 [600], rows and columns that are sampled: 72 and 128 of luma, 36 and 64 of each other plane, twice.\n"
+"    shift: bits that samples have beyond 8.\n"
+"    spread: uint8 [2, 256], tables that bring luma, and the others, to the full range.\n"
+"    state: uint8 [16128], samples and pixels of the frame before, which those of this one replace.\n"
+"    cells: uint8 [12, 16, 3], is filled with means of the samples over the full range.\n\n"
+"Returns:\n"
+"    By how many levels luma differs from the frame before; mean luma, 0 to 1; mean absolute change of colour, 0 to 1.");
+
+static PyObject *add(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[3], *places_object, *spread_object, *state_object, *cells_object, *result = NULL;
+    Plane planes[3];
+    Py_buffer places, spread, state, cells;
+    int shift, opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOOiOOO", &objects[0], &objects[1], &objects[2], &places_object, &shift, &spread_object,
+                          &state_object, &cells_object))
+        return NULL;
+    const int counts[6] = {ROWS, COLUMNS, ROWS / 2, COLUMNS / 2, ROWS / 2, COLUMNS / 2};
+    if (open_bytes(places_object, &places, (ROWS + COLUMNS) * 2 * sizeof(int32_t), PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (open_bytes(spread_object, &spread, 512, PyBUF_SIMPLE) < 0)
+        goto close_places;
+    if (open_bytes(state_object, &state, SAMPLES + PIXELS, PyBUF_WRITABLE) < 0)
+        goto close_spread;
+    if (open_bytes(cells_object, &cells, 3 * CELLS, PyBUF_WRITABLE) < 0)
+        goto close_state;
+    for (; opened < 3; opened++)
+        if (open_plane(objects[opened], &planes[opened]) < 0)
+            goto close_planes;
+    const int32_t *at = places.buf;
+    for (int k = 0; k < 6; k++) {
+        const Py_ssize_t most = k % 2 ? planes[k / 2].width : planes[k / 2].height;
+        for (int i = 0; i < counts[k]; i++, at++)
+            if (*at < 0 || *at >= most) {
+                PyErr_SetString(PyExc_ValueError, "a place lies outside of its plane");
+                goto close_planes;
+            }
+    }
+    uint8_t luma[SAMPLES], others[2][FEW], pixels[PIXELS];
+    uint8_t *before = state.buf, *out = cells.buf;
+    const uint8_t *table = spread.buf;
+    at = places.buf;
+    sample(&planes[0], at, ROWS, at + ROWS, COLUMNS, shift, luma);
+    at += ROWS + COLUMNS;
+    for (int k = 0; k < 2; k++, at += ROWS / 2 + COLUMNS / 2)
+        sample(&planes[1 + k], at, ROWS / 2, at + ROWS / 2, COLUMNS / 2, shift, others[k]);
+    average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, table, out);
+    for (int k = 0; k < 2; k++)
+        average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, table + 256, out + 1 + k);
+    colours(luma, others[0], others[1], table, pixels);
+    int light = 0;
+    for (int i = 0; i < CELLS; i++)
+        light += out[3 * i];
+    const int changed = difference(luma, before, SAMPLES), change = difference(pixels, before + SAMPLES, PIXELS);
+    memcpy(before, luma, SAMPLES);
+    memcpy(before + SAMPLES, pixels, PIXELS);
+    result = Py_BuildValue("ddd", (double)changed / SAMPLES, (double)light / (255.0 * CELLS),
+                           (double)change / (255.0 * PIXELS));
+close_planes:
+    while (opened--)
+        PyBuffer_Release(&planes[opened].view);
+    PyBuffer_Release(&cells);
+close_state:
+    PyBuffer_Release(&state);
+close_spread:
+    PyBuffer_Release(&spread);
+close_places:
+    PyBuffer_Release(&places);
+    return result;
+}
+
+/* ---- held frames ----------------------------------------------------------------------------------------------------- */
+
+/* Tells whether more blocks of a line than a bar may have are clearly lighter than a bar. */
+static int is_lit(const Plane *plane, const uint8_t *line, Py_ssize_t length, Py_ssize_t step, long darkest)
+{
+    const Py_ssize_t each = length / BLOCKS, stride = each / 4 > 1 ? each / 4 : 1;
+    int lit = 0;
+    for (int block = 0; each && block < BLOCKS; block++) {
+        long total = 0, count = 0;
+        for (Py_ssize_t i = 0; i < each; i += stride, count++)
+            total += sample_at(line + (block * each + i) * step, plane->view.itemsize);
+        lit += 2 * total > 3 * darkest * count;
+    }
+    return lit > 2 * STRAY_BLOCKS;
+}
+
+PyDoc_STRVAR(lines_doc,
+"lines(plane, darkest, shift, spread, rows, columns)\n--\n\n"
+"Average 64 samples of every row and column of a plane in 16 blocks, unless the plane is light at its edges.\n\n"
+"Args:\n"
+"    plane: luma [h, w] of 8 or 16 bits; no side is shorter than 64.\n"
+"    darkest: the level that a bar is no brighter than.\n"
+"    shift: bits that samples have beyond 8.\n"
+"    spread: uint8 [256], a table that brings levels to the full range.\n"
+"    rows: uint8 [h, 16], is filled.\n"
+"    columns: uint8 [w, 16], is filled.\n\n"
+"Returns:\n"
+"    Whether they were filled: not if the plane has light edges, so that it has no bars.");
+
+static PyObject *lines(PyObject *module, PyObject *arguments)
+{
+    PyObject *object, *spread_object, *rows_object, *columns_object, *result = NULL;
+    Plane plane;
+    Py_buffer spread, rows, columns;
+    long darkest;
+    int shift;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OliOOO", &object, &darkest, &shift, &spread_object, &rows_object, &columns_object))
+        return NULL;
+    if (open_plane(object, &plane) < 0)
+        return NULL;
+    if (open_bytes(spread_object, &spread, 256, PyBUF_SIMPLE) < 0)
+        goto close_plane;
+    if (open_bytes(rows_object, &rows, plane.height * BLOCKS, PyBUF_WRITABLE) < 0)
+        goto close_spread;
+    if (open_bytes(columns_object, &columns, plane.width * BLOCKS, PyBUF_WRITABLE) < 0)
+        goto close_rows;
+    const Py_ssize_t height = plane.height, width = plane.width, size = plane.view.itemsize;
+    const uint8_t *samples = plane.samples, *table = spread.buf;
+    const uint8_t *last_row = samples + (height - 1) * plane.row, *last_column = samples + (width - 1) * plane.step;
+    if ((is_lit(&plane, samples, width, plane.step, darkest) || is_lit(&plane, last_row, width, plane.step, darkest)) &&
+        (is_lit(&plane, samples, height, plane.row, darkest) || is_lit(&plane, last_column, height, plane.row, darkest))) {
+        result = Py_NewRef(Py_False);
+        goto close_columns;
+    }
+    enum { TAKEN = BLOCKS * EACH };
+    Py_ssize_t across[TAKEN], down[TAKEN];
+    for (int i = 0; i < TAKEN; i++) {
+        across[i] = (2 * i + 1) * width / (2 * TAKEN) * plane.step;
+        down[i] = (2 * i + 1) * height / (2 * TAKEN) * plane.row;
+    }
+    uint8_t *out = rows.buf;
+    for (Py_ssize_t y = 0; y < height; y++)
+        for (int block = 0; block < BLOCKS; block++) {
+            unsigned total = 0;
+            for (int k = 0; k < EACH; k++)
+                total += sample_at(samples + y * plane.row + across[block * EACH + k], size);
+            *out++ = table[(uint8_t)(total / EACH >> shift)];
+        }
+    for (int block = 0; block < BLOCKS; block++) {
+        out = (uint8_t *)columns.buf + block;
+        for (Py_ssize_t x = 0; x < width; x++, out += BLOCKS) {
+            unsigned total = 0;
+            for (int k = 0; k < EACH; k++)
+                total += sample_at(samples + down[block * EACH + k] + x * plane.step, size);
+            *out = table[(uint8_t)(total / EACH >> shift)];
+        }
+    }
+    result = Py_NewRef(Py_True);
+close_columns:
+    PyBuffer_Release(&columns);
+close_rows:
+    PyBuffer_Release(&rows);
+close_spread:
+    PyBuffer_Release(&spread);
+close_plane:
+    PyBuffer_Release(&plane.view);
+    return result;
+}
+
+PyDoc_STRVAR(halve_doc,
+"halve(plane, times, out)\n--\n\n"
+"Make a plane smaller: so many times, every four samples become their mean; an odd last row or column is dropped.\n\n"
+"Args:\n"
+"    plane: [h, w] of 8 bits.\n"
+"    times: 1 and more.\n"
+"    out: uint8 [h >> times, w >> times], neither 0, is filled.");
+
+/* Halves a plane once; `out` may lie where the plane lies. */
+WIDE static void halve_once(const uint8_t *samples, Py_ssize_t row, Py_ssize_t height, Py_ssize_t width, uint8_t *out)
+{
+    for (Py_ssize_t y = 0; y < height / 2; y++, out += width / 2) {
+        const uint8_t *upper = samples + 2 * y * row, *lower = upper + row;
+        for (Py_ssize_t x = 0; x < width / 2; x++)
+            out[x] = (uint8_t)((upper[2 * x] + upper[2 * x + 1] + lower[2 * x] + lower[2 * x + 1] + 2) >> 2);
+    }
+}
+
+static PyObject *halve(PyObject *module, PyObject *arguments)
+{
+    PyObject *object, *out_object, *result = NULL;
+    Plane plane;
+    Py_buffer out;
+    uint8_t *between = NULL;
+    int times;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OiO", &object, &times, &out_object))
+        return NULL;
+    if (open_plane(object, &plane) < 0)
+        return NULL;
+    Py_ssize_t height = plane.height, width = plane.width;
+    if (plane.view.itemsize != 1 || plane.step != 1 || times < 1 || times > 30 || !(height >> times) || !(width >> times)) {
+        PyErr_SetString(PyExc_ValueError, "only planes of 8 bits, with whole rows, can be halved, and not to nothing");
+        goto close_plane;
+    }
+    if (open_bytes(out_object, &out, (height >> times) * (width >> times), PyBUF_WRITABLE) < 0)
+        goto close_plane;
+    if (times > 1 && !(between = malloc((size_t)((height / 2) * (width / 2))))) {
+        PyErr_NoMemory();
+        goto close_out;
+    }
+    const uint8_t *samples = plane.samples;
+    for (Py_ssize_t row = plane.row; times; times--, height /= 2, width /= 2, row = width) {
+        uint8_t *to = times > 1 ? between : out.buf;
+        halve_once(samples, row, height, width, to);
+        samples = to;
+    }
+    result = Py_NewRef(Py_None);
+    free(between);
+close_out:
+    PyBuffer_Release(&out);
+close_plane:
+    PyBuffer_Release(&plane.view);
+    return result;
+}
+
+/* ---- measures -------------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(levels_doc,
+"levels(plane, *counts)\n--\n\n"
+"Return the lowest levels that at least so many samples of a plane [h, w] of 8 bits are at or below, as a tuple.");
+
+static PyObject *levels(PyObject *module, PyObject *arguments)
+{
+    Plane plane;
+    PyObject *result = NULL;
+    const Py_ssize_t wanted = PyTuple_Size(arguments) - 1;
+    (void)module;
+    if (wanted < 0) {
+        PyErr_SetString(PyExc_TypeError, "levels() takes a plane and counts");
+        return NULL;
+    }
+    if (open_plane(PyTuple_GetItem(arguments, 0), &plane) < 0)
+        return NULL;
+    if (plane.view.itemsize != 1) {
+        PyErr_SetString(PyExc_ValueError, "a plane of 8 bits is wanted");
+        goto close_plane;
+    }
+    uint32_t counts[4][256] = {{0}}; /* in turns: two equal samples in a row would wait for each other */
+    for (Py_ssize_t y = 0; y < plane.height; y++) {
+        const uint8_t *row = plane.samples + y * plane.row;
+        Py_ssize_t x = 0;
+        for (; x + 4 <= plane.width; x += 4, row += 4 * plane.step)
+            for (int k = 0; k < 4; k++)
+                counts[k][row[k * plane.step]]++;
+        for (; x < plane.width; x++, row += plane.step)
+            counts[0][*row]++;
+    }
+    if (!(result = PyTuple_New(wanted)))
+        goto close_plane;
+    for (Py_ssize_t i = 0; i < wanted; i++) {
+        const double count = PyFloat_AsDouble(PyTuple_GetItem(arguments, 1 + i));
+        double below = 0;
+        int at = 0;
+        for (; at < 256; at++) {
+            below += (double)counts[0][at] + counts[1][at] + counts[2][at] + counts[3][at];
+            if (below >= count)
+                break;
+        }
+        PyObject *number = PyLong_FromLong(at);
+        if (!number || PyErr_Occurred() || PyTuple_SetItem(result, i, number) < 0) {
+            Py_CLEAR(result);
+            break;
+        }
+    }
+close_plane:
+    PyBuffer_Release(&plane.view);
+    return result;
+}
+
+PyDoc_STRVAR(ratio_doc,
+"ratio(steps, ranges, least)\n--\n\n"
+"Return the median of step over range, both uint8 [h, w], where the range is at least `least` (1 and more); 1 if it is nowhere.");
+
+/* Puts the value that is number k in order at place k, and none that is greater before it. */
+static double kth(double *values, Py_ssize_t count, Py_ssize_t k)
+{
+    Py_ssize_t low = 0, high = count - 1;
+    while (low < high) {
+        const double pivot = values[low + (high - low) / 2];
+        Py_ssize_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] < pivot)
+                i++;
+            while (values[j] > pivot)
+                j--;
+            if (i <= j) {
+                const double other = values[i];
+                values[i++] = values[j];
+                values[j--] = other;
+            }
+        }
+        if (k <= j)
+            high = j;
+        else if (k >= i)
+            low = i;
+        else
+            break;
+    }
+    return values[k];
+}
+
+static double median(double *values, Py_ssize_t count)
+{
+    const double upper = kth(values, count, count / 2);
+    if (count % 2)
+        return upper;
+    double lower = values[0];
+    for (Py_ssize_t i = 1; i < count / 2; i++)
+        lower = values[i] > lower ? values[i] : lower;
+    return (lower + upper) / 2;
+}
+
+static PyObject *ratio(PyObject *module, PyObject *arguments)
+{
+    PyObject *steps_object, *ranges_object, *result = NULL;
+    Plane steps, ranges;
+    double *values = NULL;
+    int least;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOi", &steps_object, &ranges_object, &least))
+        return NULL;
+    if (open_plane(steps_object, &steps) < 0)
+        return NULL;
+    if (open_plane(ranges_object, &ranges) < 0)
+        goto close_steps;
+    if (steps.view.itemsize != 1 || ranges.view.itemsize != 1 || steps.height != ranges.height || steps.width != ranges.width ||
+        least < 1) {
+        PyErr_SetString(PyExc_ValueError, "two planes of 8 bits and of one size are wanted, and a range of 1 and more");
+        goto close_ranges;
+    }
+    if (!(values = malloc(sizeof(double) * (size_t)(steps.height * steps.width)))) {
+        PyErr_NoMemory();
+        goto close_ranges;
+    }
+    Py_ssize_t count = 0;
+    for (Py_ssize_t y = 0; y < steps.height; y++) {
+        const uint8_t *step = steps.samples + y * steps.row, *range = ranges.samples + y * ranges.row;
+        for (Py_ssize_t x = 0; x < steps.width; x++, step += steps.step, range += ranges.step)
+            if (*range >= least)
+                values[count++] = (double)*step / *range;
+    }
+    result = PyFloat_FromDouble(count ? median(values, count) : 1.0);
+    free(values);
+close_ranges:
+    PyBuffer_Release(&ranges.view);
+close_steps:
+    PyBuffer_Release(&steps.view);
+    return result;
+}
+
+PyDoc_STRVAR(lasting_doc,
+"lasting(luma, pictures, edge, faint, mask)\n--\n\n"
+"Mark the edges that are at one place in all pictures, and count those that come and go.\n\n"
+"Args:\n"
+"    luma: uint8 [F * Y, X], pictures on top of one another.\n"
+"    pictures: F, 1 and more.\n"
+"    edge: a change of luma of this and more, over two pixels, is an edge; one that lasts varies by less.\n"
+"    faint: where the least change is below this, an edge comes and goes.\n"
+"    mask: uint8 [Y - 2, X - 2], is filled: 1 at edges that last, else 0.\n\n"
+"Returns:\n"
+"    How many pixels of the pictures have an edge that comes and goes.");
+
+enum { STRETCH = 128 };
+
+WIDE static long lasting_edges(const uint8_t *first, Py_ssize_t row, Py_ssize_t picture, int pictures, int count, int edge,
+                               int faint, uint8_t *mask)
+{
+    int weakest[STRETCH], edges[STRETCH] = {0}, least[2][STRETCH], most[2][STRETCH];
+    for (int x = 0; x < STRETCH; x++) {
+        weakest[x] = INT32_MAX;
+        least[0][x] = least[1][x] = 255;
+        most[0][x] = most[1][x] = -255;
+    }
+    for (; pictures; pictures--, first += picture)
+        for (int x = 0; x < count; x++) {
+            const int across = first[x + 1] - first[x - 1], down = first[x + row] - first[x - row];
+            const int strength = across * across + down * down;
+            weakest[x] = strength < weakest[x] ? strength : weakest[x];
+            edges[x] += strength > edge * edge;
+            least[0][x] = across < least[0][x] ? across : least[0][x];
+            most[0][x] = across > most[0][x] ? across : most[0][x];
+            least[1][x] = down < least[1][x] ? down : least[1][x];
+            most[1][x] = down > most[1][x] ? down : most[1][x];
+        }
+    long moving = 0;
+    for (int x = 0; x < count; x++) {
+        const int across = most[0][x] - least[0][x], down = most[1][x] - least[1][x];
+        mask[x] = (weakest[x] > edge * edge) & (across * across + down * down < edge * edge);
+        moving += weakest[x] < faint * faint ? edges[x] : 0;
+    }
+    return moving;
+}
+
+static PyObject *lasting(PyObject *module, PyObject *arguments)
+{
+    PyObject *object, *mask_object, *result = NULL;
+    Plane luma;
+    Py_buffer mask;
+    int pictures, edge, faint;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OiiiO", &object, &pictures, &edge, &faint, &mask_object))
+        return NULL;
+    if (open_plane(object, &luma) < 0)
+        return NULL;
+    if (luma.view.itemsize != 1 || luma.step != 1 || pictures < 1 || luma.height % pictures || luma.height / pictures < 3 ||
+        luma.width < 3) {
+        PyErr_SetString(PyExc_ValueError, "pictures of 8 bits and at least 3 by 3 pixels are wanted");
+        goto close_plane;
+    }
+    const Py_ssize_t height = luma.height / pictures - 2, width = luma.width - 2;
+    if (open_bytes(mask_object, &mask, height * width, PyBUF_WRITABLE) < 0)
+        goto close_plane;
+    long moving = 0;
+    for (Py_ssize_t y = 0; y < height; y++)
+        for (Py_ssize_t x = 0; x < width; x += STRETCH) {
+            const int count = (int)(width - x < STRETCH ? width - x : STRETCH);
+            const uint8_t *at = luma.samples + (y + 1) * luma.row + x + 1;
+            moving += lasting_edges(at, luma.row, (height + 2) * luma.row, pictures, count, edge, faint,
+                                    (uint8_t *)mask.buf + y * width + x);
+        }
+    result = PyLong_FromLong(moving);
+    PyBuffer_Release(&mask);
+close_plane:
+    PyBuffer_Release(&luma.view);
+    return result;
+}
+
+PyDoc_STRVAR(writing_doc,
+"writing(luma, side, step, least)\n--\n\n"
+"Return the share of cells of a picture, uint8 [Y, X], in which strong steps up and down are both frequent.\n\n"
+"Args:\n"
+"    luma: the picture.\n"
+"    side: of a cell, in steps.\n"
+"    step: what luma changes by from one pixel to the next in a strong one, more than this.\n"
+"    least: strong steps up, and down, that a cell must have more of than this.");
+
+/* Mirrors a place that lies beyond the end, as OpenCV does. */
+static inline Py_ssize_t mirrored(Py_ssize_t place, Py_ssize_t count)
+{
+    return place < count ? place : 2 * (count - 1) - place;
+}
+
+WIDE static void count_steps(const uint8_t *row, Py_ssize_t pitch, Py_ssize_t width, int step, uint8_t *up, uint8_t *down)
+{
+    if (pitch == 1)
+        for (Py_ssize_t x = 0; x < width; x++) {
+            up[x] += row[x + 1] - row[x] > step;
+            down[x] += row[x] - row[x + 1] > step;
+        }
+    else
+        for (Py_ssize_t x = 0; x < width; x++) {
+            up[x] += row[(x + 1) * pitch] - row[x * pitch] > step;
+            down[x] += row[x * pitch] - row[(x + 1) * pitch] > step;
+        }
+}
+
+static PyObject *writing(PyObject *module, PyObject *arguments)
+{
+    PyObject *object;
+    Plane luma;
+    int side, step;
+    double least;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "Oiid", &object, &side, &step, &least))
+        return NULL;
+    if (open_plane(object, &luma) < 0)
+        return NULL;
+    const Py_ssize_t height = luma.height, width = luma.width - 1;
+    if (luma.view.itemsize != 1 || side < 2 || side > 64 || height < side || width < side) {
+        PyErr_SetString(PyExc_ValueError, "a picture of 8 bits is wanted, with one cell at least");
+        PyBuffer_Release(&luma.view);
+        return NULL;
+    }
+    long cells = 0, found = 0;
+    uint8_t *counts = malloc((size_t)(2 * width)); /* of steps up, and down, in the rows of a cell */
+    if (!counts) {
+        PyBuffer_Release(&luma.view);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t top = 0; top + side / 2 < height; top += side) {
+        memset(counts, 0, (size_t)(2 * width));
+        for (Py_ssize_t y = top; y < top + side; y++)
+            count_steps(luma.samples + mirrored(y, height) * luma.row, luma.step, width, step, counts, counts + width);
+        for (Py_ssize_t left = 0; left + side / 2 < width; left += side) {
+            int up = 0, down = 0;
+            for (Py_ssize_t x = left; x < left + side; x++) {
+                up += counts[mirrored(x, width)];
+                down += counts[width + mirrored(x, width)];
+            }
+            cells++;
+            found += (up < down ? up : down) > least;
+        }
+    }
+    free(counts);
+    PyBuffer_Release(&luma.view);
+    return PyFloat_FromDouble((double)found / cells);
+}
+
+static PyMethodDef methods[] = {
+    {"add", add, METH_VARARGS, add_doc},
+    {"lines", lines, METH_VARARGS, lines_doc},
+    {"halve", halve, METH_VARARGS, halve_doc},
+    {"levels", levels, METH_VARARGS, levels_doc},
+    {"ratio", ratio, METH_VARARGS, ratio_doc},
+    {"lasting", lasting, METH_VARARGS, lasting_doc},
+    {"writing", writing, METH_VARARGS, writing_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "pipeline._native", "Loops over samples; see the source.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,210 @@
+"""Compiled loops: to the bit what NumPy and OpenCV give, and one clear error for what would lead out of a buffer."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import measures, native
+from pipeline.crop import Lines
+from pipeline.media import UPRIGHT
+from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Planes, Strip, halved, hold, strip
+from pipeline.scan import ScanOptions, scan
+from tests.media import shots, write_video
+
+compiled = pytest.mark.skipif(native.compiled is None, reason="the loops are not compiled")
+OPTIONS = ScanOptions(
+    threshold=3.0, min_shot_frames=3, max_clip_s=10.0, frames_per_clip=8, frame_side_px=64, max_pixels=1 << 24, threads=1
+)
+
+
+def both_ways(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> tuple[Any, Any]:
+    with_loops = work()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "compiled", None)
+        return with_loops, work()
+
+
+def random_planes(rng: np.random.Generator, depth: int, full: bool) -> Planes:
+    height, width = (int(side) for side in rng.integers(2, 500, 2))
+    few = max(1, height // 2), max(1, width // 2)
+    kind = np.dtype(np.uint8 if depth == 8 else "<u2")
+    luma, blue, red = (rng.integers(0, 1 << depth, size).astype(kind) for size in ((height, width), few, few))
+    return Planes(luma, blue, red, depth, full, 1, 1)
+
+
+def test_a_machine_with_a_compiler_has_them() -> None:
+    if native.compiled is None and shutil.which("cc"):
+        pytest.fail("pipeline/_native.c was not compiled when the project was installed: run `make install`")
+
+
+@compiled
+@pytest.mark.parametrize("depth", [8, 10, 12])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_strip_shows_the_same(depth: int, full: bool) -> None:
+    rng = np.random.default_rng(depth)
+    for _ in range(20):
+        frames = [random_planes(rng, depth, full) for _ in range(5)]
+        ours, theirs = (developed(made, frames) for made in (CompiledStrip(), Strip()))
+        for (changed, pictures), (changed_too, pictures_too) in zip(ours, theirs, strict=True):
+            assert changed == changed_too
+            for name in ("pictures", "light", "change"):
+                assert np.array_equal(getattr(pictures, name), getattr(pictures_too, name))
+
+
+def developed(made: Strip | CompiledStrip, frames: list[Planes]) -> list[tuple[list[float], Developed]]:
+    """Develop some frames, and then one more: the frame before is remembered."""
+    return [([made.add(frame) for frame in some], made.develop(*CELLS)) for some in (frames[:-1], frames[-1:])]
+
+
+@compiled
+def test_colours_of_all_samples_are_the_same() -> None:
+    for blue in range(0, 256, 3):
+        luma = np.tile(np.arange(256, dtype=np.uint8), (72, 1))
+        few = np.tile(np.arange(0, 256, dtype=np.uint8), (36, 1))
+        frames = [Planes(luma, np.full_like(few, blue), few, 8, full, 1, 1) for full in (False, True)]
+        for frame in frames:
+            ours, theirs = (developed(made, [frame, frame])[0][1] for made in (CompiledStrip(), Strip()))
+            assert np.array_equal(ours.pictures, theirs.pictures)
+        # The change to a frame of one colour says as much of every single pixel.
+        plain = Planes(np.full_like(luma, 16), np.full_like(few, 128), np.full_like(few, 128), 8, False, 1, 1)
+        ours, theirs = (developed(made, [plain, frames[0], plain])[0][1] for made in (CompiledStrip(), Strip()))
+        assert np.array_equal(ours.change, theirs.change)
+
+
+def test_a_strip_of_other_pictures_is_not_compiled() -> None:
+    assert isinstance(strip((72, 128)), Strip)
+
+
+@compiled
+@pytest.mark.parametrize("depth", [8, 10])
+def test_lines_and_halves_of_a_held_frame_are_the_same(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(depth)
+    for number in range(60):
+        planes = random_planes(rng, depth, number % 2 == 0)
+        if number % 3 == 0:  # else its edges are light, and it has no lines
+            planes.luma[: planes.luma.shape[0] // 3] >>= 5
+            planes.luma[:, : planes.luma.shape[1] // 4] >>= 5
+        held, held_too = both_ways(monkeypatch, lambda planes=planes: hold(planes, planes.luma.shape, UPRIGHT, 24))
+        assert all(map(np.array_equal, held.planes, held_too.planes))
+        assert same_lines(held.lines, held_too.lines)
+
+
+def same_lines(lines: Lines, others: Lines) -> bool:
+    same = np.array_equal(lines.rows, others.rows) and np.array_equal(lines.columns, others.columns)
+    return same and lines.open == others.open
+
+
+@compiled
+def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = np.random.default_rng(0).integers(0, 256, (90, 77)).astype(np.uint8)
+    for times in (1, 2, 5):
+        small, small_too = both_ways(monkeypatch, lambda times=times: halved(plane[3:, 5:], times))
+        assert small.shape == (87 >> times, 72 >> times)
+        assert np.array_equal(small, small_too)
+
+
+@compiled
+def test_measures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        pictures = some_pictures(rng, number)
+        measured, measured_too = both_ways(monkeypatch, lambda pictures=pictures: measures.of_clip(view(pictures)))
+        assert measured == measured_too
+
+
+def some_pictures(rng: np.random.Generator, number: int) -> NDArray[np.uint8]:
+    """Make noise, blurred noise, strong edges, and edges that stay, of odd and even sizes."""
+    count, height, width = int(rng.integers(1, 5)), int(rng.integers(16, 110)), int(rng.integers(16, 300))
+    noise = rng.integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+    blur = (1, 3, 9)[number % 3]
+    pictures = np.stack([cv2.GaussianBlur(picture, (blur, blur), 0) for picture in noise])
+    if number % 4 == 0:
+        pictures = np.clip(pictures.astype(int) * 3 - 256, 0, 255).astype(np.uint8)
+    if number % 5 == 0:
+        pictures[:, height // 2 :] = pictures[:1, height // 2 :]
+    if number % 11 == 0:
+        pictures[:] = number
+    return pictures
+
+
+def view(pictures: NDArray[np.uint8]) -> measures.View:
+    moments = np.arange(len(pictures)) / 3
+    series = np.linspace(0, 1, 30)
+    return measures.View(
+        pictures=pictures, cells=pictures, times_s=moments, light=series, change=series, before=series[:3], seconds=1.0
+    )
+
+
+@compiled
+def test_a_scan_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "video.mp4", shots([40, 25, 90], height=180, width=320), fps=24)
+
+    def scanned() -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        arrays = dict[str, NDArray[Any]]()
+        with path.open("rb") as file:
+            return scan(file, OPTIONS, lambda name, array: arrays.update({name: array.copy()})), arrays
+
+    (facts, arrays), (facts_too, arrays_too) = both_ways(monkeypatch, scanned)
+    assert facts == facts_too
+    assert len(facts["clips"]) == 3
+    assert arrays.keys() == arrays_too.keys()
+    assert all(np.array_equal(array, arrays_too[name]) for name, array in arrays.items())
+
+
+PLANE = np.zeros((72, 128), np.uint8)
+FEW = np.zeros((36, 64), np.uint8)
+PLACES = np.zeros(400, np.int32)
+SPREAD = np.zeros((2, 256), np.uint8)
+STATE = np.zeros(16128, np.uint8)
+TINY = np.zeros((12, 16, 3), np.uint8)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("add", (PLANE, FEW, FEW, PLACES[1:], 0, SPREAD, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD[0], STATE, TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD, STATE[1:], TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD, STATE, TINY[1:])),
+        ("add", (PLANE, FEW, FEW, PLACES - 1, 0, SPREAD, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES + 72, 0, SPREAD, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW[0], PLACES, 0, SPREAD, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW.astype(np.uint32), PLACES, 0, SPREAD, STATE, TINY)),
+        ("add", (PLANE[:0], FEW, FEW, PLACES, 0, SPREAD, STATE, TINY)),
+        ("lines", (PLANE, 24, 0, SPREAD[0], np.zeros((71, 16), np.uint8), np.zeros((128, 16), np.uint8))),
+        ("lines", (PLANE, 24, 0, SPREAD[0], np.zeros((72, 16), np.uint8), np.zeros((127, 16), np.uint8))),
+        ("halve", (PLANE, 0, FEW)),
+        ("halve", (PLANE, 7, FEW)),
+        ("halve", (PLANE, 1, FEW[1:])),
+        ("halve", (PLANE[:, ::2], 1, FEW)),
+        ("halve", (PLANE.astype(np.uint16), 1, FEW)),
+        ("levels", (PLANE.astype(np.uint16), 1.0)),
+        ("ratio", (PLANE, FEW, 1)),
+        ("ratio", (PLANE, PLANE, 0)),
+        ("lasting", (PLANE, 5, 24, 8, PLANE)),
+        ("lasting", (PLANE, 1, 24, 8, FEW)),
+        ("lasting", (PLANE[:2], 1, 24, 8, PLANE)),
+        ("writing", (PLANE[:7], 8, 32, 7.68)),
+        ("writing", (PLANE, 0, 32, 7.68)),
+    ],
+)
+def test_what_leads_out_of_a_buffer_is_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r".{10}"):
+        getattr(native.compiled, name)(*arguments)
+
+
+@compiled
+def test_a_full_strip_holds_as_many_frames_as_another() -> None:
+    made = CompiledStrip()
+    for _ in range(FRAMES):
+        made.add(Planes(PLANE, FEW, FEW, 8, True, 1, 1))
+    assert made.count == FRAMES
+    assert len(made.develop(*CELLS).light) == FRAMES
+    assert made.count == 0
