@@ -3,12 +3,11 @@
 Runs in the decoder's process. All see the same small pictures, in the same order, and none decides anything else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
 
 from pipeline.planes import LUMA
 from pipeline.transitions import Transition, Transitions
@@ -48,12 +47,8 @@ def detector(name: str, threshold: float, min_shot_frames: int, weights: str = "
         weights_sha256: of the bytes of that file.
     """
     match name:
-        case "adaptive":
-            return SceneDetect(AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=min_shot_frames))
-        case "content":
-            return SceneDetect(ContentDetector(threshold=threshold, min_scene_len=min_shot_frames))
-        case "threshold":
-            return SceneDetect(ThresholdDetector(threshold=threshold, min_scene_len=min_shot_frames))
+        case "adaptive" | "content" | "threshold":
+            return SceneDetect(name, threshold, min_shot_frames)
         case "transnetv2":
             # Here and nowhere else: torch takes seconds and hundreds of megabytes, which no other detector needs.
             from pipeline.transnet import TransNetDetector, network
@@ -67,23 +62,30 @@ class SceneDetect:
 
     size: ClassVar[tuple[int, int]] = LUMA
 
-    def __init__(self, found: Any) -> None:
-        """Use this detector of PySceneDetect."""
-        self._found, self._count = found, 0
+    def __init__(self, name: str, threshold: float, min_shot_frames: int) -> None:
+        """Use PySceneDetect's detector of this name; see `detector`."""
+        # Here and nowhere else: no other job's decoder loads it, which every child would pay for.
+        from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
+
+        kind = {"adaptive": AdaptiveDetector, "content": ContentDetector, "threshold": ThresholdDetector}[name]
+        above = "adaptive_threshold" if name == "adaptive" else "threshold"
+        self._found: Any = kind(**{above: threshold, "min_scene_len": min_shot_frames})
+        # It counts frames; the rate given here only labels them. Times come from the file.
+        self._timecode: Callable[[int], Any] = lambda number: FrameTimecode(number, 25.0)
+        self._count = 0
 
     def take(self, times_s: Sequence[float], pictures: NDArray[np.uint8]) -> list[Transition]:
         """Take the next few frames; see `Detector`."""
         cuts = []
         for picture in pictures:
-            # These count frames; the rate given here only labels them. Times come from the file.
-            cuts += self._found.process_frame(FrameTimecode(self._count, 25.0), picture)
+            cuts += self._found.process_frame(self._timecode(self._count), picture)
             self._count += 1
         return _hard(cuts)
 
     def finish(self) -> list[Transition]:
         """Return the last cuts; see `Detector`."""
-        return _hard(self._found.post_process(FrameTimecode(max(0, self._count - 1), 25.0)))
+        return _hard(self._found.post_process(self._timecode(max(0, self._count - 1))))
 
 
-def _hard(cuts: list[FrameTimecode]) -> list[Transition]:
+def _hard(cuts: list[Any]) -> list[Transition]:
     return [Transition(start=cut.frame_num, end=cut.frame_num) for cut in cuts if cut.frame_num > 0]

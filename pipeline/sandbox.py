@@ -2,14 +2,15 @@
 
 The server (`python -m pipeline.sandbox`) loads the decoders once, torch only for a detector that is a network, and keeps one
 child forked ahead, so that a call waits for neither a fork nor an exit. A child gets an open file and nothing else, works under
-limits on memory and time and a filter of system calls, and answers over a pipe with raw arrays, each as soon as it is there,
-and JSON (nothing is unpickled). A large answer is spooled to a file without a name and mapped from there, so neither side holds
-it in memory of its own. A crash, a hang or a bomb ends the child and is told as a failure; the server and every other call are
-unharmed. A child never outlives its server, nor a server the process that started it.
+limits on memory and time and a filter of system calls, and answers over a pipe with raw arrays and JSON (nothing is unpickled).
+The arrays of a large answer it writes, each as soon as it is there, to a file without a name, which is mapped: neither side
+holds them in memory of its own. Without a filter it could shorten that file under its reader, so then all goes over the pipe,
+and this process keeps what is large in such a file. A crash, a hang or a bomb ends the child and is told as a failure; the
+server and every other call are unharmed. A child never outlives its server, nor a server the process that started it.
 
-    this process ── request, file, pipe ──► server ── the same ──► child, one a call
-                 ◄── pid, status ──────────        ◄── exit ──────
-                 ◄── arrays, JSON, lengths (pipe) ────────────────
+    this process ── request, source, pipe, file ──► server ── the same ──► child, one a call
+                 ◄── pid, status ──────────────────        ◄── exit ──────
+                 ◄── arrays, JSON, lengths (pipe); large arrays (file) ───
 """
 
 import contextlib
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Literal, TypeVar
 
@@ -48,11 +49,13 @@ Options = TypeVar("Options")
 Seccomp = Literal["auto", "off", "require"]
 MESSAGE = 1 << 20
 SHORT_OF_MEMORY = "decoding needs more memory than is allowed"
+TOO_MUCH = "the decoder answers more than such a file can hold"
 OPENCV_NO_MEMORY = -4
 # For the C library of GNU; others pass over it. A child begins with no memory of its own, and a fault for every page costs more
 # than using it: take huge pages where the kernel has them, and keep what is freed.
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=33554432:glibc.malloc.mmap_threshold=33554432"
 UNCONFINED = "unconfined"
+NO_ROOM = "no_room"
 OUT_OF_MEMORY = 3  # how a child ends that cannot even tell so
 PIPE = 1 << 20  # bytes that a child can be ahead with its answer
 TAIL = 16  # bytes at the end of an answer, which say how long its JSON is, and all before them
@@ -83,6 +86,11 @@ class Limits:
         """Return how many seconds a call may have taken when it has come so far."""
         counted = min(decoded_s, self.longest_s) if math.isfinite(decoded_s) and decoded_s > 0 else 0.0
         return self.wall_s + size_bytes / BYTES_PER_S + self.per_video_s * counted
+
+
+def most_answered(limits: Limits, size: int) -> int:
+    """Return how many bytes the answer over a file of so many bytes may have."""
+    return limits.memory_bytes + MESSAGE + ANSWERED * size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +136,15 @@ class Sandbox:
             InputError: system calls must be filtered and the kernel does not filter them.
             StoreError: there is no room for the answer in the folder for temporary files.
         """
+        with _room():
+            # A file for each call: what a child writes that is late in dying is in no other's answer.
+            room = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        with room:
+            return self._called(task, file, options, limits, room)
+
+    def _called(
+        self, task: str, file: BinaryIO, options: Any, limits: Limits, room: IO[bytes]
+    ) -> tuple[dict[str, Any], Arrays]:
         size = os.fstat(file.fileno()).st_size
         longest_s = limits.deadline_s(size, limits.longest_s)
         told = {**dataclasses.asdict(limits), "wall_s": longest_s}
@@ -139,7 +156,7 @@ class Sandbox:
             channel = self._channel()
             assert self._progress is not None
             self._progress.reset()
-            socket.send_fds(channel, [request], [file.fileno(), writing, self._progress.descriptor])
+            socket.send_fds(channel, [request], [file.fileno(), writing, self._progress.descriptor, room.fileno()])
             os.close(writing)
             writing = -1
             pid, child = _started(channel)
@@ -155,7 +172,7 @@ class Sandbox:
             os.close(reading)
             if writing >= 0:
                 os.close(writing)
-        return _result(answer, cut, status)
+        return _result(answer, cut, status, room)
 
     def close(self) -> None:
         """End the server."""
@@ -169,8 +186,9 @@ class Sandbox:
         self._server = self._socket = self._progress = None
 
     def _channel(self) -> socket.socket:
+        """Return the channel to a server that lives; a new one if there is none, or it died between two calls."""
         if self._server and self._server.poll() is not None:
-            self.close()  # it died between two calls
+            self.close()
         if self._socket is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             command = [sys.executable, "-m", "pipeline.sandbox", str(theirs.fileno())]
@@ -281,8 +299,8 @@ def _moved(
             moved += count
             tail = (tail + block[max(0, count - TAIL) : count])[-TAIL:]
             spool.write(memoryview(block)[:count])
-        if moved > limits.memory_bytes + MESSAGE + ANSWERED * size:
-            return DecodeError("memory", "the decoder answers more than such a file can hold")
+        if moved > most_answered(limits, size):
+            return DecodeError("memory", TOO_MUCH)
         if elapsed_s >= allowed_s and count:
             return DecodeError("timeout", f"decoding took longer than {allowed_s:.3g} s")
     if not _is_complete(tail, moved):
@@ -304,7 +322,7 @@ def _is_complete(tail: bytes | bytearray, length: int) -> bool:
     return length > TAIL and int.from_bytes(tail[-8:], "little") == length - TAIL
 
 
-def _result(answer: Answer, cut: DecodeError | None, status: int | None) -> tuple[dict[str, Any], Arrays]:
+def _result(answer: Answer, cut: DecodeError | None, status: int | None, room: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
     if cut:
         raise cut
     if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
@@ -316,19 +334,21 @@ def _result(answer: Answer, cut: DecodeError | None, status: int | None) -> tupl
     if status is not None:
         raise DecodeError("decoder_crash", f"the decoder ended with status {status}")
     try:
-        header, arrays = _unpacked(answer)
+        header, arrays = _unpacked(answer, room)
         facts, failure = dict(header["facts"]), header["failure"]
         failed = failure and failure != UNCONFINED and DecodeError(str(failure["error"]), str(failure["message"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DecodeError("decoder_crash", f"the decoder answers nonsense: {error}") from error
     if failure == UNCONFINED:
         raise InputError("split.seccomp is `require`, and this kernel does not filter system calls; `auto` goes on without")
+    if failed and failed.error == NO_ROOM:
+        raise StoreError(f"cannot keep what is decoded in {tempfile.gettempdir()}: {failed}")
     if failed:
         raise failed
     return facts, arrays
 
 
-def _unpacked(answer: Answer) -> tuple[dict[str, Any], Arrays]:
+def _unpacked(answer: Answer, room: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
     """Take an answer apart; a child that was taken over may write anything, so nothing of it is believed.
 
     Raises:
@@ -337,20 +357,40 @@ def _unpacked(answer: Answer) -> tuple[dict[str, Any], Arrays]:
     end = len(answer) - TAIL
     start = end - int.from_bytes(answer[end : end + 8], "little")
     header = json.loads(answer[max(0, start) : max(0, end)])
+    kept = header["kept"]
+    if not isinstance(kept, int) or not 0 <= kept <= os.fstat(room.fileno()).st_size or (kept and start):
+        raise ValueError(f"{kept!r} bytes of arrays are said to be in a file")
+    body, size = (mmap.mmap(room.fileno(), kept, access=mmap.ACCESS_COPY), kept) if kept else (answer, start)
     arrays, at = {}, 0
     for name, kind, shape in header["arrays"]:
         dtype = np.dtype(str(kind))
         if dtype.kind not in "uif" or not all(isinstance(side, int) and side >= 0 for side in shape):
             raise ValueError(f"array {name!r} is of {kind!r} and {shape!r}")
         at += -at % ALIGNED
-        arrays[str(name)] = np.frombuffer(answer, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
+        arrays[str(name)] = np.frombuffer(body, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
         at += arrays[str(name)].nbytes
-    if at != start:
-        raise ValueError(f"{start} bytes of arrays, of which {at} are accounted for")
+    if at != size:
+        raise ValueError(f"{size} bytes of arrays, of which {at} are accounted for")
     return header, arrays
 
 
 # ---- the server ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a child must know before its request to be ready for it: the task, and how it is confined."""
+
+    task: Task
+    memory_bytes: int
+    seccomp: Seccomp
+    one_process: bool
+
+    @classmethod
+    def of(cls, request: dict[str, Any], task: Task) -> "Work":
+        """Tell it of a request."""
+        limits, one_process = request["limits"], not task.reopens and request["options"]["threads"] == 1
+        return cls(task=task, memory_bytes=limits["memory_bytes"], seccomp=limits["seccomp"], one_process=one_process)
 
 
 class Server:
@@ -360,6 +400,7 @@ class Server:
         self._channel = channel
         self._tasks: dict[str, Task] = {}
         self._spare: tuple[int, socket.socket] | None = None
+        self._usual: Work | None = None  # what the spare child is ready for
         self._running: dict[int, int] = {}  # process numbers by descriptor
 
     def serve(self) -> None:
@@ -384,16 +425,18 @@ class Server:
 
     def _take(self) -> bool:
         """Give one request to the spare child, and fork another; tell whether the channel is still open."""
-        message, files, _, _ = socket.recv_fds(self._channel, MESSAGE, 3)
+        message, files, _, _ = socket.recv_fds(self._channel, MESSAGE, 4)
         if not message:
             return False
         request = json.loads(message)
         if (key := _key(request)) not in self._tasks:
             self._tasks[key] = _loaded(request["task"], request["options"])
-            if self._spare:  # it was forked before this task was there
+        work = Work.of(request, self._tasks[key])
+        if work != self._usual:
+            if self._spare:
                 _ended(self._spare[0])
-            self._spare = None
-        pid, inlet = self._spare or self._forked()
+            self._spare, self._usual = None, work
+        pid, inlet = self._spare or self._forked(work)
         child = os.pidfd_open(pid)
         self._running[child] = pid
         with inlet:
@@ -401,17 +444,17 @@ class Server:
         socket.send_fds(self._channel, [str(pid).encode()], [child])
         for descriptor in files:
             os.close(descriptor)
-        self._spare = self._forked()
+        self._spare = self._forked(work)
         return True
 
-    def _forked(self) -> tuple[int, socket.socket]:
+    def _forked(self, work: "Work") -> tuple[int, socket.socket]:
         """Fork a child that waits for its request; return its number and the socket to send it through."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server, pid = os.getpid(), os.fork()
         if pid == 0:
             self._channel.close()
             ours.close()
-            _child(self._tasks, server, theirs)
+            _child(work, server, theirs)
         theirs.close()
         return pid, ours
 
@@ -425,8 +468,9 @@ def _ended(pid: int) -> int:
 
 
 def _key(request: dict[str, Any]) -> str:
-    """Name what a child must find warm: the task, with its network where it has one, since a child can open no weights."""
-    return f"{request['task']} {request['options'].get('weights_sha256', '')}"
+    """Name what a child must find warm: the task, with its detector and its weights, since a child can open no files."""
+    options = request["options"]
+    return f"{request['task']} {options.get('detector', '')} {options.get('weights_sha256', '')}"
 
 
 def _loaded(name: str, options: dict[str, Any]) -> Task:
@@ -470,12 +514,13 @@ def _warm_up(task: Task, options: dict[str, Any]) -> None:
         assert pictures
         file.seek(0)
         task.function(file, task.options(**options), lambda *_: None)
+    seccomp.warm_up()
     gc.collect()
     gc.freeze()  # a child's collector that walks over all that is loaded here would copy it page by page
 
 
-def _child(tasks: dict[str, Task], server: int, inlet: socket.socket) -> None:
-    """Do one request and end the process; never returns."""
+def _child(work: Work, server: int, inlet: socket.socket) -> None:
+    """Get ready, do one request and end the process; never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -483,25 +528,34 @@ def _child(tasks: dict[str, Task], server: int, inlet: socket.socket) -> None:
         if os.getppid() != server:
             return  # it died before that was arranged
         _silence()
-        message, (file, answer, progress), _, _ = socket.recv_fds(inlet, MESSAGE, 3)
+        _limit(work.memory_bytes, one_process=work.one_process)
+        confined = work.seccomp != "off" and seccomp.confine(may_read_files=work.task.reopens)
+        message, descriptors, _, _ = socket.recv_fds(inlet, MESSAGE, 4)
         inlet.close()
-        request = json.loads(message)
-        task, limits = tasks[_key(request)], Limits(**request["limits"])
-        _tell_progress_through(progress)
-        _limit(limits, one_process=not task.reopens and request["options"]["threads"] == 1)
-        confined = limits.seccomp != "off" and seccomp.confine(may_read_files=task.reopens)
-        with os.fdopen(answer, "wb") as out, os.fdopen(file, "rb") as source:
-            answering = Answering(out)
-            if limits.seccomp == "require" and not confined:
-                answering.end({}, UNCONFINED)
-            else:
-                source.seek(0)  # the offset is shared with the parent and with earlier calls
-                _answer(task, source, request["options"], answering)
+        if message:
+            _do(json.loads(message), descriptors, work, confined=confined)
         code = 0
     except MemoryError:
         code = OUT_OF_MEMORY
     finally:
         os._exit(code)
+
+
+def _do(request: dict[str, Any], descriptors: list[int], work: Work, *, confined: bool) -> None:
+    file, answer, progress, room = descriptors
+    limits = Limits(**request["limits"])
+    _tell_progress_through(progress)
+    _limit_time(limits.wall_s)
+    _lower(resource.RLIMIT_FSIZE, most_answered(limits, os.fstat(file).st_size) if confined else 0)
+    if not confined:
+        os.close(room)
+    with os.fdopen(answer, "wb") as out, os.fdopen(file, "rb") as source:
+        answering = Answering(out, room if confined else None)
+        if limits.seccomp == "require" and not confined:
+            answering.end({}, UNCONFINED)
+        else:
+            source.seek(0)  # the offset is shared with the parent and with earlier calls
+            _answer(work.task, source, request["options"], answering)
 
 
 def _tell_progress_through(descriptor: int) -> None:
@@ -518,24 +572,56 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-class Answering:
-    """Writes an answer: arrays as they come, then JSON that tells of them, then its length and that of all."""
+class NoRoomError(Exception):
+    """There is no room for an answer."""
 
-    def __init__(self, out: BinaryIO) -> None:
-        self._out, self._listed, self._size = out, list[list[Any]](), 0
+
+class Answering:
+    """Writes an answer: arrays, JSON that tells of them, its length and that of all in the pipe.
+
+    With a file for them, the arrays of an answer of more than `MESSAGE` bytes are all in there, as they come.
+    """
+
+    def __init__(self, out: BinaryIO, room: int | None = None) -> None:
+        self._out, self._room = out, room
+        self._listed, self._size, self._kept = list[list[Any]](), 0, 0
+        self._waiting = list[bytes]()  # for an answer to be small or large
 
     def send(self, name: str, array: NDArray[Any]) -> None:
-        """Write one array."""
-        gap = bytes(-self._size % ALIGNED)
-        self._out.writelines([gap, np.ascontiguousarray(array).data])
+        """Write one array.
+
+        Raises:
+            NoRoomError: the file cannot take it.
+        """
+        gap, data = bytes(-self._size % ALIGNED), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         self._listed.append([name, array.dtype.str, list(array.shape)])
         self._size += len(gap) + array.nbytes
+        if self._room is None:
+            self._out.writelines([gap, data])
+        elif self._size <= MESSAGE:
+            self._waiting += [gap, bytes(data)]
+        else:
+            self._keep(self._room, [*self._waiting, gap, data])
+            self._waiting.clear()
 
     def end(self, facts: Mapping[str, Any], failure: object = None) -> None:
-        """Write the rest."""
-        text = json.dumps({"facts": facts, "failure": failure, "arrays": self._listed}).encode()
-        lengths = len(text), self._size + len(text)
-        self._out.writelines([text, *(length.to_bytes(8, "little") for length in lengths)])
+        """Write the rest; of a failure, no arrays that are not on their way."""
+        if failure and self._room is not None:
+            self._listed, self._waiting, self._kept = [], [], 0
+        text = json.dumps({"facts": facts, "failure": failure, "arrays": self._listed, "kept": self._kept}).encode()
+        sent = self._size if self._room is None else sum(map(len, self._waiting))
+        lengths = len(text), sent + len(text)
+        self._out.writelines([*self._waiting, text, *(length.to_bytes(8, "little") for length in lengths)])
+
+    def _keep(self, room: int, parts: Sequence[bytes | memoryview]) -> None:
+        try:
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    count = os.write(room, left)
+                    self._kept, left = self._kept + count, left[count:]
+        except OSError as error:
+            raise NoRoomError(os.strerror(error.errno or 0)) from error
 
 
 def _answer(task: Task, source: BinaryIO, options: dict[str, Any], answering: Answering) -> None:
@@ -548,6 +634,9 @@ def _answer(task: Task, source: BinaryIO, options: dict[str, Any], answering: An
         failure = {"error": error.error, "message": str(error)}
     except MemoryError:
         failure = {"error": "memory", "message": SHORT_OF_MEMORY}
+    except NoRoomError as error:
+        too_much = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EFBIG
+        failure = {"error": "memory", "message": TOO_MUCH} if too_much else {"error": NO_ROOM, "message": str(error)}
     except OSError as error:
         # Threads that find no room for their stacks say EAGAIN.
         short = error.errno in (errno.ENOMEM, errno.EAGAIN)
@@ -559,18 +648,20 @@ def _answer(task: Task, source: BinaryIO, options: dict[str, Any], answering: An
     answering.end(facts, failure)
 
 
-def _limit(limits: Limits, *, one_process: bool) -> None:
+def _limit(memory_bytes: int, *, one_process: bool) -> None:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
-    _lower(resource.RLIMIT_AS, used + limits.memory_bytes)
+    _lower(resource.RLIMIT_AS, used + memory_bytes)
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_FSIZE, 0)
     _lower(resource.RLIMIT_NOFILE, 64)
     if one_process:
         _lower(resource.RLIMIT_NPROC, 0)
+
+
+def _limit_time(wall_s: float) -> None:
     # The parent kills at the deadline; should it hang itself, these end the process a little later.
-    _lower(resource.RLIMIT_CPU, 5 + (os.cpu_count() or 1) * int(limits.wall_s))
-    signal.alarm(5 + int(limits.wall_s))
+    _lower(resource.RLIMIT_CPU, 5 + (os.cpu_count() or 1) * int(wall_s))
+    signal.alarm(5 + int(wall_s))
 
 
 def _lower(kind: int, value: int) -> None:

@@ -9,6 +9,7 @@ Layout of what the kernel shows a filter (`struct seccomp_data`): number, archit
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -21,6 +22,7 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER, PARENT_DEATH_SIGNAL = 38, 22, 2, 1
 NEW_THREAD = 0x00010000  # CLONE_THREAD
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+ANYONE = 0xFFFFFFFF
 X32 = 0x40000000  # a second set of numbers for the same calls on x86_64
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -57,6 +59,9 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     # names of files
     "creat": (85, None),
     "truncate": (76, 45),
+    "ftruncate": (77, 46),  # whoever reads a file that becomes shorter under a mapping dies of it
+    "fallocate": (285, 47),
+    "ioctl": (16, 29),
     "rename": (82, None),
     "renameat": (264, 38),
     "renameat2": (316, 276),
@@ -129,20 +134,36 @@ def confine(*, may_read_files: bool) -> bool:
         return False
     program = filter_program(machine, os.getpid(), may_read_files=may_read_files)
     code = ctypes.create_string_buffer(program, len(program))
-    library = ctypes.CDLL(None, use_errno=True)
     head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    if library.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
+    if _prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         return False
-    return bool(library.prctl(SET_SECCOMP, FILTER, ctypes.create_string_buffer(head, len(head)), 0, 0) == 0)
+    return bool(_prctl(SET_SECCOMP, FILTER, ctypes.create_string_buffer(head, len(head)), 0, 0) == 0)
+
+
+def warm_up() -> None:
+    """Have what `confine` needs at hand before a process forks: to make it costs a child more than to use it."""
+    machine = platform.machine()
+    for may_read_files in (False, True) if machine in ARCHITECTURES else ():
+        _template(machine, may_read_files)
 
 
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send this process a signal when its parent dies."""
-    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal_number, 0, 0, 0)
+    _prctl(PARENT_DEATH_SIGNAL, signal_number, 0, 0, 0)
+
+
+_prctl = ctypes.CDLL(None).prctl
 
 
 def filter_program(machine: str, pid: int, *, may_read_files: bool) -> bytes:
     """Assemble the filter for a machine and one process, 8 bytes an instruction."""
+    anyone, one = (_unless(JUMP_EQUAL, number, errno.EPERM)[0] for number in (ANYONE, pid))
+    return _template(machine, may_read_files).replace(anyone, one)
+
+
+@functools.cache
+def _template(machine: str, may_read_files: bool) -> bytes:
+    """Assemble the filter for no process yet: its number is `ANYONE`, which no process has."""
     column = list(ARCHITECTURES).index(machine)
     found = [numbers[column] for numbers in REFUSED.values()]
     refused = [number for number in found if number is not None]
@@ -158,7 +179,7 @@ def filter_program(machine: str, pid: int, *, may_read_files: bool) -> bytes:
         *_when(JUMP_EQUAL, CLONE3[column], errno.ENOSYS),
         *_when(JUMP_EQUAL, OPENAT2[column], errno.ENOSYS),
         *_only(CLONE[column], 0, _unless(JUMP_ANY_BIT, NEW_THREAD, errno.EPERM)),
-        *_only(TGKILL[column], 0, _unless(JUMP_EQUAL, pid, errno.EPERM)),
+        *_only(TGKILL[column], 0, _unless(JUMP_EQUAL, ANYONE, errno.EPERM)),
         *_only(PRLIMIT[column], 0, _unless(JUMP_EQUAL, 0, errno.EPERM)),
     ]
     for number, at in opening:

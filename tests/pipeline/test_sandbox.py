@@ -204,17 +204,28 @@ def test_no_child_can_move_its_deadline_without_end(decoded_s: float, counted_s:
 
 def answer(arrays: list[list[object]], data: bytes = b"", **header: object) -> bytearray:
     """What a child would send whose header says this."""
-    text = json.dumps({"facts": {}, "failure": None, "arrays": arrays, **header}).encode()
+    text = json.dumps({"facts": {}, "failure": None, "arrays": arrays, "kept": 0, **header}).encode()
     return bytearray(data + text + b"".join(size.to_bytes(8, "little") for size in (len(text), len(data) + len(text))))
 
 
-def test_facts_and_arrays_come_back_as_they_were() -> None:
-    out, sent = io.BytesIO(), {"x": np.arange(5, dtype=np.uint8), "y": np.arange(6, dtype=np.float64).reshape(2, 3).T}
-    answering = Answering(out)
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[IO[bytes]]:
+    """A file for the arrays of an answer."""
+    with open(tmp_path / "room", "wb+", buffering=0) as file:
+        yield file
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+@pytest.mark.parametrize("length", [0, 5, MESSAGE - 100, MESSAGE + 1])
+def test_facts_and_arrays_come_back_as_they_were(room: IO[bytes], length: int, has_room: bool) -> None:
+    small = {"x": np.arange(5, dtype=np.uint8), "y": np.arange(6, dtype=np.float64).reshape(2, 3).T}
+    out, sent = io.BytesIO(), {**small, "z": np.arange(length, dtype=np.uint8), "last": np.arange(3)}
+    answering = Answering(out, room.fileno() if has_room else None)
     for name, array in sent.items():
         answering.send(name, array)
     answering.end({"a": 1})
-    facts, arrays = _result(bytearray(out.getvalue()), None, None)
+    facts, arrays = _result(bytearray(out.getvalue()), None, None, room)
+    assert (room.seek(0, os.SEEK_END) > 0) == (has_room and length > MESSAGE)
     assert facts == {"a": 1}
     assert arrays.keys() == sent.keys()
     assert all(np.array_equal(arrays[name], array) for name, array in sent.items())
@@ -235,25 +246,33 @@ def test_facts_and_arrays_come_back_as_they_were() -> None:
         answer([], facts=7),
         answer([], failure="a word"),
         answer([["x"]]),
+        answer([["x", "|u1", [9]]], kept=9),
+        answer([["x", "|u1", [7]]], kept=8),
+        answer([["x", "|u1", [8]]], bytes(8), kept=8),
+        answer([["x", "|u1", [8]]], kept=-8),
+        answer([["x", "|u1", [8]]], kept=8.0),
+        answer([["x", "|u1", [8]]], kept="8"),
     ],
 )
-def test_an_answer_that_is_nonsense_is_a_crash(nonsense: bytearray) -> None:
+def test_an_answer_that_is_nonsense_is_a_crash(room: IO[bytes], nonsense: bytearray) -> None:
+    room.write(bytes(8))
     with pytest.raises(DecodeError) as caught:
-        _result(nonsense, None, None)
+        _result(nonsense, None, None, room)
     assert caught.value.error == "decoder_crash"
 
 
 LARGE = ScanOptions(**{**vars(OPTIONS), "frames_per_clip": 16, "frame_side_px": 256})
 
 
-def pictures_of(sandbox: Sandbox, path: Path) -> dict[str, Any]:
+def pictures_of(sandbox: Sandbox, path: Path, limits: Limits = LIMITS) -> dict[str, Any]:
     """The pictures of a video's clips at full size: an answer that is too large for memory."""
     with open(path, "rb") as file:
-        return dict(sandbox.call("scan", file, LARGE, LIMITS)[1])
+        return dict(sandbox.call("scan", file, LARGE, limits)[1])
 
 
-def test_a_large_answer_comes_back_as_it_was_and_can_be_written_to(own: Sandbox, long: Path) -> None:
-    arrays = pictures_of(own, long)
+@pytest.mark.parametrize("seccomp", ["auto", "off"])
+def test_a_large_answer_comes_back_as_it_was_and_can_be_written_to(own: Sandbox, long: Path, seccomp: Any) -> None:
+    arrays = pictures_of(own, long, Limits(wall_s=60.0, memory_bytes=2 << 30, seccomp=seccomp))
     assert arrays["0"].nbytes > MESSAGE
     with open(long, "rb") as file:
         small = own.call("scan", file, OPTIONS, LIMITS)[1]

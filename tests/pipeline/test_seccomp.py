@@ -25,7 +25,7 @@ import json, os, signal, socket, subprocess, sys, threading
 from pipeline import seccomp
 
 reading = sys.argv[1] == "reading"
-before = os.open(sys.argv[2], os.O_RDONLY)
+before = os.open(sys.argv[2], os.O_RDWR)
 if not seccomp.confine(may_read_files=reading):
     print(json.dumps(None))
     sys.exit()
@@ -48,6 +48,8 @@ print(json.dumps({
     "write": refused(lambda: os.open(sys.argv[2], os.O_WRONLY)),
     "create": refused(lambda: os.open(sys.argv[2] + ".new", os.O_CREAT | os.O_WRONLY)),
     "remove": refused(lambda: os.unlink(sys.argv[2])),
+    "shorten": refused(lambda: os.ftruncate(before, 3)),
+    "allocate": refused(lambda: os.posix_fallocate(before, 0, 9)),
     "read": refused(lambda: os.open(sys.argv[2], os.O_RDONLY)),
     "read what is open": refused(lambda: os.read(before, 1)),
 }))
@@ -130,3 +132,4 @@ def test_a_confined_process_can_compute_and_nothing_else(tmp_path: Path, how: st
     assert refused.pop("read") == (how == "closed")
     assert all(refused.values()), refused
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"content"
