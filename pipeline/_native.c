@@ -75,6 +75,26 @@ static inline unsigned sample_at(const uint8_t *at, Py_ssize_t size)
     return word;
 }
 
+static inline uint8_t clipped(int value)
+{
+    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+/* Multiplies with so many 32,768ths, and rounds: one instruction for many numbers, where compilers see it. */
+static inline int16_t scaled(int16_t value, int16_t factor)
+{
+    return (int16_t)((((int)value * factor >> 14) + 1) >> 1);
+}
+
+/* What is added to samples, in 32,768ths, to bring them from 16 to 235, or from 16 to 240, over the full range. */
+enum { FULL = 0, LUMA = 5387, CHROMA = 4535 };
+
+static inline uint8_t spread(uint8_t sample, int16_t factor)
+{
+    const int16_t above = (int16_t)(sample - 16);
+    return factor == FULL ? sample : clipped((int16_t)(above + scaled(above, factor)));
+}
+
 /* ---- every frame ----------------------------------------------------------------------------------------------------- */
 
 /* Takes the samples of a plane at given rows and columns. */
@@ -92,10 +112,20 @@ static void sample(const Plane *plane, const int32_t *rows, int count, const int
     }
 }
 
-/* Averages samples [12 * down, 16 * 8 or 16 * 4] to cells, rounds as OpenCV does, and spreads their levels by a table. */
-WIDE static void average(const uint8_t *samples, int down, int wide, const uint8_t *spread, uint8_t *cells)
+/* Means by sums of a cell's samples, of luma and of the others, rounded as OpenCV does: that is not what whole numbers give. */
+enum { OF_LUMA = 6 * 8, OF_CHROMA = 3 * 4 };
+static uint8_t luma_means[255 * OF_LUMA + 1], chroma_means[255 * OF_CHROMA + 1];
+
+static void make_means(uint8_t *means, int count)
 {
-    const float scale = 1.0f / (float)(down * wide);
+    const float scale = 1.0f / (float)count;
+    for (int sum = 0; sum <= 255 * count; sum++)
+        means[sum] = (uint8_t)lrintf((float)sum * scale);
+}
+
+/* Averages samples [12 * down, 16 * 8 or 16 * 4] to cells, and spreads their levels. */
+WIDE static void average(const uint8_t *samples, int down, int wide, const uint8_t *means, int16_t factor, uint8_t *cells)
+{
     for (int i = 0; i < CELL_ROWS; i++) {
         uint16_t sums[COLUMNS];
         memset(sums, 0, sizeof sums);
@@ -106,14 +136,9 @@ WIDE static void average(const uint8_t *samples, int down, int wide, const uint8
             int total = 0;
             for (int x = 0; x < wide; x++)
                 total += sums[j * wide + x];
-            *cells = spread[lrintf((float)total * scale)];
+            *cells = spread(means[total], factor);
         }
     }
-}
-
-static inline uint8_t clipped(int value)
-{
-    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
 static inline int descaled(int value)
@@ -121,23 +146,28 @@ static inline int descaled(int value)
     return (value + (1 << 13)) >> 14;
 }
 
+WIDE static void spread_all(const uint8_t *samples, uint8_t *out, int count, int16_t factor)
+{
+    for (int i = 0; i < count; i++)
+        out[i] = spread(samples[i], factor);
+}
+
 /* Turns every second sample of luma, and all others, into blue, green and red, with the whole numbers that OpenCV counts in. */
-WIDE static void colours(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, const uint8_t *spread, uint8_t *pixels)
+WIDE static void colours(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int full, uint8_t *pixels)
 {
     uint8_t y[FEW], u[FEW], v[FEW];
     for (int i = 0; i < ROWS / 2; i++)
         for (int j = 0; j < COLUMNS / 2; j++)
-            y[i * (COLUMNS / 2) + j] = spread[luma[2 * i * COLUMNS + 2 * j]];
-    for (int i = 0; i < FEW; i++) {
-        u[i] = spread[256 + blue[i]];
-        v[i] = spread[256 + red[i]];
-    }
+            y[i * (COLUMNS / 2) + j] = luma[2 * i * COLUMNS + 2 * j];
+    spread_all(y, y, FEW, full ? FULL : LUMA);
+    spread_all(blue, u, FEW, full ? FULL : CHROMA);
+    spread_all(red, v, FEW, full ? FULL : CHROMA);
     for (int i = 0; i < FEW; i++)
-        pixels[i] = clipped(y[i] + descaled((u[i] - 128) * 33292));
+        pixels[i] = clipped((int16_t)(y[i] + scaled((int16_t)(4 * (u[i] - 128)), 33292 / 2)));
     for (int i = 0; i < FEW; i++)
         pixels[FEW + i] = clipped(y[i] + descaled((u[i] - 128) * -6472 + (v[i] - 128) * -9519));
     for (int i = 0; i < FEW; i++)
-        pixels[2 * FEW + i] = clipped(y[i] + descaled((v[i] - 128) * 18678));
+        pixels[2 * FEW + i] = clipped((int16_t)(y[i] + scaled((int16_t)(2 * (v[i] - 128)), 18678)));
 }
 
 WIDE static int difference(const uint8_t *a, const uint8_t *b, int count)
@@ -149,13 +179,13 @@ WIDE static int difference(const uint8_t *a, const uint8_t *b, int count)
 }
 
 PyDoc_STRVAR(add_doc,
-"add(luma, blue, red, places, shift, spread, state, cells)\n--\n\n"
+"add(luma, blue, red, places, shift, full, state, cells)\n--\n\n"
 "Sample one frame, and compare it with the one before.\n\n"
 "Args:\n"
 "    luma, blue, red: planes [h, w] of the frame, of 8 or 16 bits.\n"
-"    places: int32 [600], rows and columns that are sampled: 72 and 128 of luma, 36 and 64 of each other plane, twice.\n"
+"    places: int32 [400], rows and columns that are sampled: 72 and 128 of luma, 36 and 64 of each other plane, twice.\n"
 "    shift: bits that samples have beyond 8.\n"
-"    spread: uint8 [2, 256], tables that bring luma, and the others, to the full range.\n"
+"    full: whether samples have the full range.\n"
 "    state: uint8 [16128], samples and pixels of the frame before, which those of this one replace.\n"
 "    cells: uint8 [12, 16, 3], is filled with means of the samples over the full range.\n\n"
 "Returns:\n"
@@ -163,21 +193,19 @@ PyDoc_STRVAR(add_doc,
 
 static PyObject *add(PyObject *module, PyObject *arguments)
 {
-    PyObject *objects[3], *places_object, *spread_object, *state_object, *cells_object, *result = NULL;
+    PyObject *objects[3], *places_object, *state_object, *cells_object, *result = NULL;
     Plane planes[3];
-    Py_buffer places, spread, state, cells;
-    int shift, opened = 0;
+    Py_buffer places, state, cells;
+    int shift, full, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOOiOOO", &objects[0], &objects[1], &objects[2], &places_object, &shift, &spread_object,
+    if (!PyArg_ParseTuple(arguments, "OOOOipOO", &objects[0], &objects[1], &objects[2], &places_object, &shift, &full,
                           &state_object, &cells_object))
         return NULL;
     const int counts[6] = {ROWS, COLUMNS, ROWS / 2, COLUMNS / 2, ROWS / 2, COLUMNS / 2};
     if (open_bytes(places_object, &places, (ROWS + COLUMNS) * 2 * sizeof(int32_t), PyBUF_SIMPLE) < 0)
         return NULL;
-    if (open_bytes(spread_object, &spread, 512, PyBUF_SIMPLE) < 0)
-        goto close_places;
     if (open_bytes(state_object, &state, SAMPLES + PIXELS, PyBUF_WRITABLE) < 0)
-        goto close_spread;
+        goto close_places;
     if (open_bytes(cells_object, &cells, 3 * CELLS, PyBUF_WRITABLE) < 0)
         goto close_state;
     for (; opened < 3; opened++)
@@ -194,16 +222,15 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     }
     uint8_t luma[SAMPLES], others[2][FEW], pixels[PIXELS];
     uint8_t *before = state.buf, *out = cells.buf;
-    const uint8_t *table = spread.buf;
     at = places.buf;
     sample(&planes[0], at, ROWS, at + ROWS, COLUMNS, shift, luma);
     at += ROWS + COLUMNS;
     for (int k = 0; k < 2; k++, at += ROWS / 2 + COLUMNS / 2)
         sample(&planes[1 + k], at, ROWS / 2, at + ROWS / 2, COLUMNS / 2, shift, others[k]);
-    average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, table, out);
+    average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, luma_means, full ? FULL : LUMA, out);
     for (int k = 0; k < 2; k++)
-        average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, table + 256, out + 1 + k);
-    colours(luma, others[0], others[1], table, pixels);
+        average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, chroma_means, full ? FULL : CHROMA, out + 1 + k);
+    colours(luma, others[0], others[1], full, pixels);
     int light = 0;
     for (int i = 0; i < CELLS; i++)
         light += out[3 * i];
@@ -218,8 +245,6 @@ close_planes:
     PyBuffer_Release(&cells);
 close_state:
     PyBuffer_Release(&state);
-close_spread:
-    PyBuffer_Release(&spread);
 close_places:
     PyBuffer_Release(&places);
     return result;
@@ -242,13 +267,13 @@ static int is_lit(const Plane *plane, const uint8_t *line, Py_ssize_t length, Py
 }
 
 PyDoc_STRVAR(lines_doc,
-"lines(plane, darkest, shift, spread, rows, columns)\n--\n\n"
+"lines(plane, darkest, shift, full, rows, columns)\n--\n\n"
 "Average 64 samples of every row and column of a plane in 16 blocks, unless the plane is light at its edges.\n\n"
 "Args:\n"
 "    plane: luma [h, w] of 8 or 16 bits; no side is shorter than 64.\n"
 "    darkest: the level that a bar is no brighter than.\n"
 "    shift: bits that samples have beyond 8.\n"
-"    spread: uint8 [256], a table that brings levels to the full range.\n"
+"    full: whether samples have the full range.\n"
 "    rows: uint8 [h, 16], is filled.\n"
 "    columns: uint8 [w, 16], is filled.\n\n"
 "Returns:\n"
@@ -256,24 +281,23 @@ PyDoc_STRVAR(lines_doc,
 
 static PyObject *lines(PyObject *module, PyObject *arguments)
 {
-    PyObject *object, *spread_object, *rows_object, *columns_object, *result = NULL;
+    PyObject *object, *rows_object, *columns_object, *result = NULL;
     Plane plane;
-    Py_buffer spread, rows, columns;
+    Py_buffer rows, columns;
     long darkest;
-    int shift;
+    int shift, full;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OliOOO", &object, &darkest, &shift, &spread_object, &rows_object, &columns_object))
+    if (!PyArg_ParseTuple(arguments, "OlipOO", &object, &darkest, &shift, &full, &rows_object, &columns_object))
         return NULL;
     if (open_plane(object, &plane) < 0)
         return NULL;
-    if (open_bytes(spread_object, &spread, 256, PyBUF_SIMPLE) < 0)
-        goto close_plane;
     if (open_bytes(rows_object, &rows, plane.height * BLOCKS, PyBUF_WRITABLE) < 0)
-        goto close_spread;
+        goto close_plane;
     if (open_bytes(columns_object, &columns, plane.width * BLOCKS, PyBUF_WRITABLE) < 0)
         goto close_rows;
     const Py_ssize_t height = plane.height, width = plane.width, size = plane.view.itemsize;
-    const uint8_t *samples = plane.samples, *table = spread.buf;
+    const uint8_t *samples = plane.samples;
+    const int16_t factor = full ? FULL : LUMA;
     const uint8_t *last_row = samples + (height - 1) * plane.row, *last_column = samples + (width - 1) * plane.step;
     if ((is_lit(&plane, samples, width, plane.step, darkest) || is_lit(&plane, last_row, width, plane.step, darkest)) &&
         (is_lit(&plane, samples, height, plane.row, darkest) || is_lit(&plane, last_column, height, plane.row, darkest))) {
@@ -292,7 +316,7 @@ static PyObject *lines(PyObject *module, PyObject *arguments)
             unsigned total = 0;
             for (int k = 0; k < EACH; k++)
                 total += sample_at(samples + y * plane.row + across[block * EACH + k], size);
-            *out++ = table[(uint8_t)(total / EACH >> shift)];
+            *out++ = spread((uint8_t)(total / EACH >> shift), factor);
         }
     for (int block = 0; block < BLOCKS; block++) {
         out = (uint8_t *)columns.buf + block;
@@ -300,7 +324,7 @@ static PyObject *lines(PyObject *module, PyObject *arguments)
             unsigned total = 0;
             for (int k = 0; k < EACH; k++)
                 total += sample_at(samples + down[block * EACH + k] + x * plane.step, size);
-            *out = table[(uint8_t)(total / EACH >> shift)];
+            *out = spread((uint8_t)(total / EACH >> shift), factor);
         }
     }
     result = Py_NewRef(Py_True);
@@ -308,8 +332,6 @@ close_columns:
     PyBuffer_Release(&columns);
 close_rows:
     PyBuffer_Release(&rows);
-close_spread:
-    PyBuffer_Release(&spread);
 close_plane:
     PyBuffer_Release(&plane.view);
     return result;
@@ -671,5 +693,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
+    make_means(luma_means, OF_LUMA);
+    make_means(chroma_means, OF_CHROMA);
     return PyModule_Create(&definition);
 }

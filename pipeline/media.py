@@ -454,8 +454,8 @@ def _moving_stream(media: Any) -> Any:
 def _raise_if_short_of_memory(error: Exception, wanted_bytes: int) -> None:
     if getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):
         raise MemoryError from error
-    try:  # many decoders call it invalid data when they get no memory: see whether there is any
-        mmap.mmap(-1, wanted_bytes + (1 << 20)).close()
+    try:  # many decoders call it invalid data when they get no memory: see whether there is any; heaps grow by huge pages
+        mmap.mmap(-1, wanted_bytes + (4 << 20)).close()
     except OSError:
         raise MemoryError from error
 

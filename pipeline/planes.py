@@ -117,9 +117,9 @@ class CompiledStrip:
     def add(self, planes: Planes) -> float:
         """Sample one more frame; see `Strip.add`."""
         luma, blue, red = planes[:3]
-        places, spread = _places(luma.shape, blue.shape, red.shape), _spread(planes.full)
+        places = _places(luma.shape, blue.shape, red.shape)
         cells = self._cells[len(self._light)]
-        told = native.compiled.add(luma, blue, red, places, planes.depth - 8, spread, self._state, cells)
+        told = native.compiled.add(luma, blue, red, places, planes.depth - 8, planes.full, self._state, cells)
         changed, light, change = (float(number) for number in told)
         self._light.append(light)
         self._change.append(change if self._begun else 0.0)
@@ -146,12 +146,6 @@ def _places(*shapes: tuple[int, int]) -> NDArray[np.int32]:
             line = np.arange(length, dtype=np.float32)[None]
             numbers += cv2.resize(line, (count, 1), interpolation=cv2.INTER_NEAREST)[0].astype(int).tolist()
     return np.array(numbers, np.int32)
-
-
-@cache
-def _spread(full: bool) -> NDArray[np.uint8]:
-    """Return the tables that bring levels of luma, and of the other planes, to the full range, [2, 256]."""
-    return np.stack([np.arange(256, dtype=np.uint8)] * 2 if full else [expanded(219), expanded(224)])
 
 
 class Strip:
@@ -335,7 +329,7 @@ def _lines(planes: Planes) -> Lines:
         height, width = plane.shape
         rows, columns = np.empty((height, BLOCKS), np.uint8), np.empty((width, BLOCKS), np.uint8)
         darkest = (DARKEST if planes.full else 16 + DARKEST) << depth
-        filled = native.compiled.lines(plane, darkest, depth, _spread(planes.full)[0], rows, columns)
+        filled = native.compiled.lines(plane, darkest, depth, planes.full, rows, columns)
         return Lines(rows=rows, columns=columns) if filled else open_lines(height, width)
     if is_open(plane, (DARKEST if planes.full else 16 + DARKEST) << depth):
         return open_lines(*plane.shape)

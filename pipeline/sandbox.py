@@ -379,8 +379,12 @@ def _unpacked(answer: Answer, room: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a child must know before its request to be ready for it: the task, and how it is confined."""
+    """What a child must know before its request to be ready for it: the task, and how it is confined.
 
+    The key tells the state of the server: a child that is forked before something is loaded does not have it.
+    """
+
+    key: str
     task: Task
     memory_bytes: int
     seccomp: Seccomp
@@ -390,7 +394,13 @@ class Work:
     def of(cls, request: dict[str, Any], task: Task) -> "Work":
         """Tell it of a request."""
         limits, one_process = request["limits"], not task.reopens and request["options"]["threads"] == 1
-        return cls(task=task, memory_bytes=limits["memory_bytes"], seccomp=limits["seccomp"], one_process=one_process)
+        return cls(
+            key=_key(request),
+            task=task,
+            memory_bytes=limits["memory_bytes"],
+            seccomp=limits["seccomp"],
+            one_process=one_process,
+        )
 
 
 class Server:

@@ -160,7 +160,6 @@ def test_a_scan_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 PLANE = np.zeros((72, 128), np.uint8)
 FEW = np.zeros((36, 64), np.uint8)
 PLACES = np.zeros(400, np.int32)
-SPREAD = np.zeros((2, 256), np.uint8)
 STATE = np.zeros(16128, np.uint8)
 TINY = np.zeros((12, 16, 3), np.uint8)
 
@@ -169,17 +168,17 @@ TINY = np.zeros((12, 16, 3), np.uint8)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("add", (PLANE, FEW, FEW, PLACES[1:], 0, SPREAD, STATE, TINY)),
-        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD[0], STATE, TINY)),
-        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD, STATE[1:], TINY)),
-        ("add", (PLANE, FEW, FEW, PLACES, 0, SPREAD, STATE, TINY[1:])),
-        ("add", (PLANE, FEW, FEW, PLACES - 1, 0, SPREAD, STATE, TINY)),
-        ("add", (PLANE, FEW, FEW, PLACES + 72, 0, SPREAD, STATE, TINY)),
-        ("add", (PLANE, FEW, FEW[0], PLACES, 0, SPREAD, STATE, TINY)),
-        ("add", (PLANE, FEW, FEW.astype(np.uint32), PLACES, 0, SPREAD, STATE, TINY)),
-        ("add", (PLANE[:0], FEW, FEW, PLACES, 0, SPREAD, STATE, TINY)),
-        ("lines", (PLANE, 24, 0, SPREAD[0], np.zeros((71, 16), np.uint8), np.zeros((128, 16), np.uint8))),
-        ("lines", (PLANE, 24, 0, SPREAD[0], np.zeros((72, 16), np.uint8), np.zeros((127, 16), np.uint8))),
+        ("add", (PLANE, FEW, FEW, PLACES[1:], 0, True, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, True, STATE[::2], TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, True, STATE[1:], TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES, 0, True, STATE, TINY[1:])),
+        ("add", (PLANE, FEW, FEW, PLACES - 1, 0, True, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW, PLACES + 72, 0, True, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW[0], PLACES, 0, True, STATE, TINY)),
+        ("add", (PLANE, FEW, FEW.astype(np.uint32), PLACES, 0, True, STATE, TINY)),
+        ("add", (PLANE[:0], FEW, FEW, PLACES, 0, True, STATE, TINY)),
+        ("lines", (PLANE, 24, 0, True, np.zeros((71, 16), np.uint8), np.zeros((128, 16), np.uint8))),
+        ("lines", (PLANE, 24, 0, True, np.zeros((72, 16), np.uint8), np.zeros((127, 16), np.uint8))),
         ("halve", (PLANE, 0, FEW)),
         ("halve", (PLANE, 7, FEW)),
         ("halve", (PLANE, 1, FEW[1:])),
