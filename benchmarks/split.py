@@ -5,9 +5,9 @@
 
 For each file: bare PyAV decode on one thread; our scan (cuts, measures, pictures for the models) in its warm sandbox, hashing
 and all; PySceneDetect's scene manager with its OpenCV and PyAV backends and AdaptiveDetector, which decode on as many threads
-as they like; and data-juicer's scene operator where it is installed, which then encodes every clip. The least of a few runs of
-each, in turns, in seconds of wall clock. Our frames a second are those of one core. Passes are the frames that decoders gave
-during one scan over those of the file.
+as they like; and data-juicer's scene operator where it is installed, which then encodes every clip of a file with more than one
+scene. The least of a few runs of each, in turns, in seconds of wall clock. Our frames a second are those of one core. Passes
+are the frames that decoders gave during one scan over those of the file.
 
 With --lengths: what minutes of one generated video (320x180, h264, 24 frames a second, a cut every five seconds) cost, beside
 bare decode; the most memory that the decoder's process held, and the memory of its own that the calling process had at the end
@@ -52,6 +52,7 @@ MINUTE = [5 * 24] * 12  # frames of its shots
 def main(paths: list[str]) -> None:
     """Measure every file and print a table."""
     cv2.setNumThreads(1)
+    av.logging.set_libav_level(av.logging.PANIC)  # it warns of what peers ask of it, and of streams that nothing decodes
     sandbox, stage = Sandbox(), Split(chunk=1, config=SplitConfig())
     limits = Limits(wall_s=600, memory_bytes=4 << 30)
     table = Table("file", "frames", "size", "decode s", "ours s", "frames / s", "passes", "ours / decode", *PEERS)
@@ -188,7 +189,6 @@ def decoded_frames(file: BinaryIO, options: ScanOptions) -> int:
             yield frame
 
     media.decoded = counted
-    av.logging.set_level(None)  # of streams that no decoder on the list is for
     try:
         file.seek(0)
         scan.scan(file, options, lambda *_: None)
@@ -205,12 +205,14 @@ def detect(path: str, backend: str) -> None:
 
 
 def juicer(path: str) -> None:
-    """Split as data-juicer's operator does: detect with PySceneDetect, then encode every clip."""
+    """Split as data-juicer's operator does: detect with PySceneDetect, then encode every clip if there is more than one."""
     from data_juicer.ops.mapper.video_split_by_scene_mapper import VideoSplitBySceneMapper
 
     with tempfile.TemporaryDirectory() as folder:
         operator = VideoSplitBySceneMapper(detector="AdaptiveDetector", threshold=3.0, save_dir=folder)
-        operator.process_single({"text": "", "videos": [path]})
+        clips = operator.process_single({"text": "", "videos": [path]})["videos"]
+        if not all(map(os.path.isfile, clips)):  # it only logs what went wrong, and names clips all the same
+            raise RuntimeError("data-juicer did not write its clips: is ffmpeg installed?")
 
 
 PEERS: dict[str, Callable[[str], None]] = {

@@ -47,7 +47,7 @@ DECODERS = frozenset(
 PINNED = {"codec_whitelist": ",".join(sorted(DECODERS)), "protocol_whitelist": "none", "enable_drefs": "0"}
 
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-MOST_AHEAD, PIXELS_AHEAD = 8, 1 << 21  # frames that a scan decodes ahead, and pixels of them
+MOST_AHEAD, PIXELS_AHEAD = 4, 1 << 21  # frames that a scan decodes ahead, and pixels of them
 PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273)
 WHITE_NITS = 203  # of diffuse white in high dynamic range (ITU-R BT.2408)
 
@@ -133,7 +133,7 @@ def decoded(media: Any, stream: Any, note: Callable[[Any], None] | None = None, 
     """Decode frame by frame with presentation times in seconds, strictly increasing; `note` sees every packet first.
 
     So many frames are decoded `ahead` of what is done with them: a decoder leaves the processor's caches cold for whatever
-    comes after it, which then is half as dear for eight frames in a row. All that decode before an error are given.
+    comes after it, which then is less dear for a few frames in a row. All that decode before an error are given.
 
     Raises:
         MediaError: decoding stops with an error, or times are missing or do not increase.

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import gc
 import importlib
+import io
 import json
 import math
 import mmap
@@ -389,9 +390,10 @@ class Work:
     memory_bytes: int
     seccomp: Seccomp
     one_process: bool
+    example: bytes = dataclasses.field(compare=False)  # a request of this kind
 
     @classmethod
-    def of(cls, request: dict[str, Any], task: Task) -> "Work":
+    def of(cls, message: bytes, request: dict[str, Any], task: Task) -> "Work":
         """Tell it of a request."""
         limits, one_process = request["limits"], not task.reopens and request["options"]["threads"] == 1
         return cls(
@@ -400,6 +402,7 @@ class Work:
             memory_bytes=limits["memory_bytes"],
             seccomp=limits["seccomp"],
             one_process=one_process,
+            example=message,
         )
 
 
@@ -441,7 +444,7 @@ class Server:
         request = json.loads(message)
         if (key := _key(request)) not in self._tasks:
             self._tasks[key] = _loaded(request["task"], request["options"])
-        work = Work.of(request, self._tasks[key])
+        work = Work.of(message, request, self._tasks[key])
         if work != self._usual:
             if self._spare:
                 _ended(self._spare[0])
@@ -540,6 +543,7 @@ def _child(work: Work, server: int, inlet: socket.socket) -> None:
         _silence()
         _limit(work.memory_bytes, one_process=work.one_process)
         confined = work.seccomp != "off" and seccomp.confine(may_read_files=work.task.reopens)
+        _rehearse(work)
         message, descriptors, _, _ = socket.recv_fds(inlet, MESSAGE, 4)
         inlet.close()
         if message:
@@ -549,6 +553,13 @@ def _child(work: Work, server: int, inlet: socket.socket) -> None:
         code = OUT_OF_MEMORY
     finally:
         os._exit(code)
+
+
+def _rehearse(work: Work) -> None:
+    """Refuse a request of our own: of all that is touched on the way a child gets its own copy, while nobody waits."""
+    request, nothing = json.loads(work.example), io.BufferedReader(io.BytesIO(b"nothing"))
+    Limits(**request["limits"])
+    _answer(work.task, nothing, request["options"], Answering(io.BytesIO()))
 
 
 def _do(request: dict[str, Any], descriptors: list[int], work: Work, *, confined: bool) -> None:
