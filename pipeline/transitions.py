@@ -150,9 +150,18 @@ def cut_strength(reel: Reel, number: int) -> float:
     # Next to what is far greater and no cut it is the flicker of a flash.
     if apart < 1.5 or apart < 0.12 * max(reel.change[at - 1 : at + 2]):
         return 0.0
+    # So it is at the end of a source, where fewer frames are left that could be like those before, when more is like them.
+    if reel.times[-1] - reel.times[at] < FLASH_S and apart < 0.3 * reel.change[at]:
+        return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
     high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
-    others = sorted(reel.apart[low:at] + reel.apart[at + 1 : high])
+    others = reel.apart[low:at] + reel.apart[at + 1 : high]
+    if min(reel.spread[max(0, low - 1) : high]) < ONE_COLOUR:
+        # Changes to and from one colour say nothing, unless most are: at a low rate a flash has a third of the frames near it.
+        numbers = (other for other in range(low, min(high, len(reel.apart))) if other != at)
+        telling = [reel.apart[other] for other in numbers if min(reel.spread[max(0, other - 1) : other + 1]) >= ONE_COLOUR]
+        others = telling if 2 * len(telling) >= len(others) else others
+    others.sort()
     repeated = bisect_right(others, 0.02)  # frames that say nothing
     # Not the largest: there may be other cuts nearby.
     usual = others[repeated + 3 * (len(others) - repeated) // 4] if repeated < len(others) else 0.0
@@ -310,11 +319,11 @@ def _share(times: Series, cells: Cells, start: int, stop: int, spread: Sequence[
     size = np.abs(b - a)
     spread_a, spread_b = spread[start], spread[stop]
     full = min(15.0, max(3.0, spread_a, spread_b))
-    if _middle(size) < full:
-        return 0.0
-    changes = size > max(1.0, 0.25 * float(size @ _MEAN))
     # Black bars take no part.
     lit = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
+    if not lit.any() or _middle(size[np.tile(lit, 3)]) < full:
+        return 0.0
+    changes = size > max(1.0, 0.25 * float(size @ _MEAN))
     if np.count_nonzero(changes) < 0.65 * max(0.25, np.count_nonzero(lit) / len(lit)) * len(changes):
         return 0.0
     shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)

@@ -167,6 +167,25 @@ def test_a_flash_that_comes_and_goes_over_two_frames_is_one_transition(fps: int,
     assert found(*parts, fps=fps) == [(2 * fps - 1, 2 * fps + 2)]
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("fps", [9, 11])
+def test_a_flash_that_has_most_frames_near_it_at_a_low_rate_is_one_transition(fps: int, frames: int) -> None:
+    before, after = shot(FIRST, 2 * fps, fps=fps), shot(SECOND, 2 * fps, fps=fps)
+    half = [(pictures // 2 + 128).astype(np.uint8) for pictures in (before[-1:], after[:1])]
+    parts = before[:-1], half[0], plain(frames, WHITE), half[1], after[1:]
+    assert found(*parts, fps=fps) == [(2 * fps - 1, 2 * fps + 1 + frames)]
+
+
+@pytest.mark.parametrize("last", [2, 3, 4])
+@pytest.mark.parametrize(("lit", "fps"), [(3, 15), (4, 12)])
+def test_a_source_that_ends_under_a_strobe_light_has_no_cut_in_its_last_frames(lit: int, fps: int, last: int) -> None:
+    pictures = shot(scene("gray", "star"), 57 + last, fps=fps)
+    for first in range(57 - 7 * lit, 57, 2 * lit):
+        pictures[first : first + lit] = (pictures[first : first + lit] // 3 + 170).astype(np.uint8)
+    pictures[57:] = np.roll(pictures[57:], 12, axis=2)  # it moves on while it is lit
+    assert found(pictures, fps=fps) == []
+
+
 @pytest.mark.parametrize("held", [4, 5])
 def test_cuts_that_follow_each_other_for_ever_end_before_they_are_forgotten(held: int) -> None:
     """No shot lies between any two of them, so they are one transition, which outgrows what is remembered."""
@@ -190,6 +209,15 @@ def test_a_dissolve_has_the_frames_in_which_both_shots_show(fps: int, seconds: f
     joined = dissolved(shot(FIRST, 2 * fps + frames, fps=fps), shot(SECOND, 2 * fps + frames, fps=fps), frames)
     ((start, end),) = found(joined, fps=fps)
     assert (start / fps, end / fps) == pytest.approx((2, 2 + seconds), abs=0.2)
+
+
+@pytest.mark.parametrize(("first", "second"), [("gray", "striped"), ("sunset", "navy"), ("sunset", "checkered")])
+def test_a_dissolve_between_broad_bars_is_found(first: str, second: str) -> None:
+    mixed = dissolved(shot(scene(first), 48), shot(scene(second, "star"), 48), 16)
+    mixed[:, :, :19] = mixed[:, :, -19:] = BLACK
+    ((start, end),) = found(mixed)
+    assert abs(start - 32) <= 1
+    assert abs(end - 48) <= 1
 
 
 @pytest.mark.parametrize("colour", [BLACK, WHITE])
