@@ -452,7 +452,7 @@ class Server:
         pid, inlet = self._spare or self._forked(work)
         child = os.pidfd_open(pid)
         self._running[child] = pid
-        with inlet:
+        with inlet, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: how, its status tells
             socket.send_fds(inlet, [message], files)
         socket.send_fds(self._channel, [str(pid).encode()], [child])
         for descriptor in files:

@@ -146,6 +146,22 @@ def test_the_server_outlives_its_own_death(own: Sandbox, short: Path) -> None:
     assert frames_of(own, short) == 12
 
 
+def test_a_spare_child_that_has_died_costs_one_call_and_not_the_server(own: Sandbox, short: Path) -> None:
+    assert frames_of(own, short) == 12
+    assert own._server is not None
+    server = own._server.pid
+    deadline = time.monotonic() + 10
+    while len(spare := Path(f"/proc/{server}/task/{server}/children").read_text().split()) != 1:
+        assert time.monotonic() < deadline
+    os.kill(int(spare[0]), signal.SIGKILL)
+    while ") Z " not in Path(f"/proc/{spare[0]}/stat").read_text():
+        assert time.monotonic() < deadline
+    with open(short, "rb") as file, pytest.raises(DecodeError, match="signal 9"):
+        own.call("scan", file, OPTIONS, LIMITS)
+    assert frames_of(own, short) == 12
+    assert own._server.pid == server
+
+
 def test_a_server_that_dies_during_a_call_is_a_crash_and_the_next_call_works(own: Sandbox, short: Path, long: Path) -> None:
     assert frames_of(own, short) == 12
     with signalled(own, long, signal.SIGKILL, server=True):
