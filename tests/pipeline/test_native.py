@@ -1,6 +1,7 @@
 """Compiled loops: to the bit what NumPy and OpenCV give, and one clear error for what would lead out of a buffer."""
 
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def random_planes(rng: np.random.Generator, depth: int, full: bool) -> Planes:
     return Planes(luma, blue, red, depth, full, 1, 1)
 
 
-def test_a_machine_with_a_compiler_has_them() -> None:
-    if native.compiled is None and shutil.which("cc"):
+def test_a_machine_that_can_compile_them_has_them() -> None:
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if native.compiled is None and shutil.which("cc") and headers.exists():
         pytest.fail("pipeline/_native.c was not compiled when the project was installed: run `make install`")
 
 
