@@ -19,7 +19,8 @@ enum {
     CELL_ROWS = 12, CELL_COLUMNS = 16,     /* means of these */
     SAMPLES = ROWS * COLUMNS, FEW = SAMPLES / 4, CELLS = CELL_ROWS * CELL_COLUMNS,
     PIXELS = FEW * 3,
-    BLOCKS = 16, EACH = 4, STRAY_BLOCKS = 2 /* as in pipeline/crop.py */
+    BLOCKS = 16, EACH = 4, STRAY_BLOCKS = 2, /* as in pipeline/crop.py */
+    BYTE = 1, WORD = 2                     /* bytes of a sample */
 };
 
 /* Compiled for wider registers too, of which the loader takes what the processor has. */
@@ -36,13 +37,14 @@ typedef struct {
     Py_ssize_t height, width, row, step;
 } Plane;
 
-static int open_plane(PyObject *object, Plane *plane)
+/* Opens a plane whose samples have at most so many bytes. */
+static int open_plane(PyObject *object, Plane *plane, Py_ssize_t most)
 {
     if (PyObject_GetBuffer(object, &plane->view, PyBUF_STRIDED_RO) < 0)
         return -1;
     const Py_buffer *view = &plane->view;
-    if (view->ndim != 2 || (view->itemsize != 1 && view->itemsize != 2) || view->shape[0] < 1 || view->shape[1] < 1) {
-        PyErr_SetString(PyExc_ValueError, "a plane has two dimensions, none of them empty, and samples of 8 or 16 bits");
+    if (view->ndim != 2 || view->itemsize < 1 || view->itemsize > most || view->shape[0] < 1 || view->shape[1] < 1) {
+        PyErr_Format(PyExc_ValueError, "a plane has two dimensions, none of them empty, and at most %zd bytes a sample", most);
         PyBuffer_Release(&plane->view);
         return -1;
     }
@@ -209,7 +211,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     if (open_bytes(cells_object, &cells, 3 * CELLS, PyBUF_WRITABLE) < 0)
         goto close_state;
     for (; opened < 3; opened++)
-        if (open_plane(objects[opened], &planes[opened]) < 0)
+        if (open_plane(objects[opened], &planes[opened], WORD) < 0)
             goto close_planes;
     const int32_t *at = places.buf;
     for (int k = 0; k < 6; k++) {
@@ -289,7 +291,7 @@ static PyObject *lines(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "OlipOO", &object, &darkest, &shift, &full, &rows_object, &columns_object))
         return NULL;
-    if (open_plane(object, &plane) < 0)
+    if (open_plane(object, &plane, WORD) < 0)
         return NULL;
     if (open_bytes(rows_object, &rows, plane.height * BLOCKS, PyBUF_WRITABLE) < 0)
         goto close_plane;
@@ -365,11 +367,11 @@ static PyObject *halve(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "OiO", &object, &times, &out_object))
         return NULL;
-    if (open_plane(object, &plane) < 0)
+    if (open_plane(object, &plane, BYTE) < 0)
         return NULL;
     Py_ssize_t height = plane.height, width = plane.width;
-    if (plane.view.itemsize != 1 || plane.step != 1 || times < 1 || times > 30 || !(height >> times) || !(width >> times)) {
-        PyErr_SetString(PyExc_ValueError, "only planes of 8 bits, with whole rows, can be halved, and not to nothing");
+    if (plane.step != 1 || times < 1 || times > 30 || !(height >> times) || !(width >> times)) {
+        PyErr_SetString(PyExc_ValueError, "only planes with whole rows can be halved, and not to nothing");
         goto close_plane;
     }
     if (open_bytes(out_object, &out, (height >> times) * (width >> times), PyBUF_WRITABLE) < 0)
@@ -409,12 +411,8 @@ static PyObject *levels(PyObject *module, PyObject *arguments)
         PyErr_SetString(PyExc_TypeError, "levels() takes a plane and counts");
         return NULL;
     }
-    if (open_plane(PyTuple_GetItem(arguments, 0), &plane) < 0)
+    if (open_plane(PyTuple_GetItem(arguments, 0), &plane, BYTE) < 0)
         return NULL;
-    if (plane.view.itemsize != 1) {
-        PyErr_SetString(PyExc_ValueError, "a plane of 8 bits is wanted");
-        goto close_plane;
-    }
     uint32_t counts[4][256] = {{0}}; /* in turns: two equal samples in a row would wait for each other */
     for (Py_ssize_t y = 0; y < plane.height; y++) {
         const uint8_t *row = plane.samples + y * plane.row;
@@ -499,13 +497,12 @@ static PyObject *ratio(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "OOi", &steps_object, &ranges_object, &least))
         return NULL;
-    if (open_plane(steps_object, &steps) < 0)
+    if (open_plane(steps_object, &steps, BYTE) < 0)
         return NULL;
-    if (open_plane(ranges_object, &ranges) < 0)
+    if (open_plane(ranges_object, &ranges, BYTE) < 0)
         goto close_steps;
-    if (steps.view.itemsize != 1 || ranges.view.itemsize != 1 || steps.height != ranges.height || steps.width != ranges.width ||
-        least < 1) {
-        PyErr_SetString(PyExc_ValueError, "two planes of 8 bits and of one size are wanted, and a range of 1 and more");
+    if (steps.height != ranges.height || steps.width != ranges.width || least < 1) {
+        PyErr_SetString(PyExc_ValueError, "two planes of one size are wanted, and a range of 1 and more");
         goto close_ranges;
     }
     if (!(values = malloc(sizeof(double) * (size_t)(steps.height * steps.width)))) {
@@ -534,7 +531,7 @@ PyDoc_STRVAR(lasting_doc,
 "Args:\n"
 "    luma: uint8 [F * Y, X], pictures on top of one another.\n"
 "    pictures: F, 1 and more.\n"
-"    edge: a change of luma of this and more, over two pixels, is an edge; one that lasts varies by less.\n"
+"    edge: a change of luma of more than this, over two pixels, is an edge; one that lasts varies by less.\n"
 "    faint: where the least change is below this, an edge comes and goes.\n"
 "    mask: uint8 [Y - 2, X - 2], is filled: 1 at edges that last, else 0.\n\n"
 "Returns:\n"
@@ -580,11 +577,10 @@ static PyObject *lasting(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "OiiiO", &object, &pictures, &edge, &faint, &mask_object))
         return NULL;
-    if (open_plane(object, &luma) < 0)
+    if (open_plane(object, &luma, BYTE) < 0)
         return NULL;
-    if (luma.view.itemsize != 1 || luma.step != 1 || pictures < 1 || luma.height % pictures || luma.height / pictures < 3 ||
-        luma.width < 3) {
-        PyErr_SetString(PyExc_ValueError, "pictures of 8 bits and at least 3 by 3 pixels are wanted");
+    if (luma.step != 1 || pictures < 1 || luma.height % pictures || luma.height / pictures < 3 || luma.width < 3) {
+        PyErr_SetString(PyExc_ValueError, "pictures of at least 3 by 3 pixels are wanted");
         goto close_plane;
     }
     const Py_ssize_t height = luma.height / pictures - 2, width = luma.width - 2;
@@ -643,11 +639,11 @@ static PyObject *writing(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "Oiid", &object, &side, &step, &least))
         return NULL;
-    if (open_plane(object, &luma) < 0)
+    if (open_plane(object, &luma, BYTE) < 0)
         return NULL;
     const Py_ssize_t height = luma.height, width = luma.width - 1;
-    if (luma.view.itemsize != 1 || side < 2 || side > 64 || height < side || width < side) {
-        PyErr_SetString(PyExc_ValueError, "a picture of 8 bits is wanted, with one cell at least");
+    if (side < 2 || side > 64 || height < side || width < side) {
+        PyErr_SetString(PyExc_ValueError, "a picture with one cell at least is wanted");
         PyBuffer_Release(&luma.view);
         return NULL;
     }

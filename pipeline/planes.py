@@ -325,13 +325,13 @@ def halved(plane: Plane, times: int) -> Plane:
 def _lines(planes: Planes) -> Lines:
     """Take the lines of a frame as it is stored; luma over the full range."""
     depth, plane = planes.depth - 8, planes.luma
+    darkest = (DARKEST if planes.full else 16 + DARKEST) << depth
     if native.compiled and min(plane.shape) >= SAMPLES:
         height, width = plane.shape
         rows, columns = np.empty((height, BLOCKS), np.uint8), np.empty((width, BLOCKS), np.uint8)
-        darkest = (DARKEST if planes.full else 16 + DARKEST) << depth
         filled = native.compiled.lines(plane, darkest, depth, planes.full, rows, columns)
         return Lines(rows=rows, columns=columns) if filled else open_lines(height, width)
-    if is_open(plane, (DARKEST if planes.full else 16 + DARKEST) << depth):
+    if is_open(plane, darkest):
         return open_lines(*plane.shape)
     stored = lines_of(plane)
     rows, columns = ((levels >> depth).astype(np.uint8) if depth else levels for levels in (stored.rows, stored.columns))

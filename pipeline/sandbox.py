@@ -137,7 +137,7 @@ class Sandbox:
             InputError: system calls must be filtered and the kernel does not filter them.
             StoreError: there is no room for the answer in the folder for temporary files.
         """
-        with _room():
+        with _disk_trouble():
             # A file for each call: what a child writes that is late in dying is in no other's answer.
             room = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         with room:
@@ -269,7 +269,7 @@ def _read_all(
         StoreError: there is no room for the answer.
     """
     try:
-        with _room(), tempfile.SpooledTemporaryFile(MESSAGE) as spool:
+        with _disk_trouble(), tempfile.SpooledTemporaryFile(MESSAGE) as spool:
             cut = _moved(reading, block, spool, child, limits, size, progress)
             return _spooled(spool), cut
     finally:
@@ -278,7 +278,7 @@ def _read_all(
 
 
 @contextlib.contextmanager
-def _room() -> Iterator[None]:
+def _disk_trouble() -> Iterator[None]:
     """Tell what goes wrong with a temporary file as the machine's trouble: it is not the fault of the source."""
     try:
         yield
@@ -379,7 +379,7 @@ def _unpacked(answer: Answer, room: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Preparation:
     """What a child must know before its request to be ready for it: the task, and how it is confined.
 
     The key tells the state of the server: a child that is forked before something is loaded does not have it.
@@ -393,7 +393,7 @@ class Work:
     example: bytes = dataclasses.field(compare=False)  # a request of this kind
 
     @classmethod
-    def of(cls, message: bytes, request: dict[str, Any], task: Task) -> "Work":
+    def of(cls, message: bytes, request: dict[str, Any], task: Task) -> "Preparation":
         """Tell it of a request."""
         limits, one_process = request["limits"], not task.reopens and request["options"]["threads"] == 1
         return cls(
@@ -413,7 +413,7 @@ class Server:
         self._channel = channel
         self._tasks: dict[str, Task] = {}
         self._spare: tuple[int, socket.socket] | None = None
-        self._usual: Work | None = None  # what the spare child is ready for
+        self._prepared: Preparation | None = None  # what the spare child is ready for
         self._running: dict[int, int] = {}  # process numbers by descriptor
 
     def serve(self) -> None:
@@ -444,12 +444,12 @@ class Server:
         request = json.loads(message)
         if (key := _key(request)) not in self._tasks:
             self._tasks[key] = _loaded(request["task"], request["options"])
-        work = Work.of(message, request, self._tasks[key])
-        if work != self._usual:
+        preparation = Preparation.of(message, request, self._tasks[key])
+        if preparation != self._prepared:
             if self._spare:
                 _ended(self._spare[0])
-            self._spare, self._usual = None, work
-        pid, inlet = self._spare or self._forked(work)
+            self._spare, self._prepared = None, preparation
+        pid, inlet = self._spare or self._forked(preparation)
         child = os.pidfd_open(pid)
         self._running[child] = pid
         with inlet, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: how, its status tells
@@ -457,17 +457,17 @@ class Server:
         socket.send_fds(self._channel, [str(pid).encode()], [child])
         for descriptor in files:
             os.close(descriptor)
-        self._spare = self._forked(work)
+        self._spare = self._forked(preparation)
         return True
 
-    def _forked(self, work: "Work") -> tuple[int, socket.socket]:
+    def _forked(self, preparation: "Preparation") -> tuple[int, socket.socket]:
         """Fork a child that waits for its request; return its number and the socket to send it through."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server, pid = os.getpid(), os.fork()
         if pid == 0:
             self._channel.close()
             ours.close()
-            _child(work, server, theirs)
+            _child(preparation, server, theirs)
         theirs.close()
         return pid, ours
 
@@ -532,7 +532,7 @@ def _warm_up(task: Task, options: dict[str, Any]) -> None:
     gc.freeze()  # a child's collector that walks over all that is loaded here would copy it page by page
 
 
-def _child(work: Work, server: int, inlet: socket.socket) -> None:
+def _child(preparation: Preparation, server: int, inlet: socket.socket) -> None:
     """Get ready, do one request and end the process; never returns."""
     code = 1
     try:
@@ -541,13 +541,13 @@ def _child(work: Work, server: int, inlet: socket.socket) -> None:
         if os.getppid() != server:
             return  # it died before that was arranged
         _silence()
-        _limit(work.memory_bytes, one_process=work.one_process)
-        confined = work.seccomp != "off" and seccomp.confine(may_read_files=work.task.reopens)
-        _rehearse(work)
+        _limit(preparation.memory_bytes, one_process=preparation.one_process)
+        confined = preparation.seccomp != "off" and seccomp.confine(may_read_files=preparation.task.reopens)
+        _rehearse(preparation)
         message, descriptors, _, _ = socket.recv_fds(inlet, MESSAGE, 4)
         inlet.close()
         if message:
-            _do(json.loads(message), descriptors, work, confined=confined)
+            _do_request(json.loads(message), descriptors, preparation, confined=confined)
         code = 0
     except MemoryError:
         code = OUT_OF_MEMORY
@@ -555,14 +555,14 @@ def _child(work: Work, server: int, inlet: socket.socket) -> None:
         os._exit(code)
 
 
-def _rehearse(work: Work) -> None:
+def _rehearse(preparation: Preparation) -> None:
     """Refuse a request of our own: of all that is touched on the way a child gets its own copy, while nobody waits."""
-    request, nothing = json.loads(work.example), io.BufferedReader(io.BytesIO(b"nothing"))
+    request, nothing = json.loads(preparation.example), io.BufferedReader(io.BytesIO(b"nothing"))
     Limits(**request["limits"])
-    _answer(work.task, nothing, request["options"], Answering(io.BytesIO()))
+    _answer(preparation.task, nothing, request["options"], Answering(io.BytesIO()))
 
 
-def _do(request: dict[str, Any], descriptors: list[int], work: Work, *, confined: bool) -> None:
+def _do_request(request: dict[str, Any], descriptors: list[int], preparation: Preparation, *, confined: bool) -> None:
     file, answer, progress, room = descriptors
     limits = Limits(**request["limits"])
     _tell_progress_through(progress)
@@ -576,7 +576,7 @@ def _do(request: dict[str, Any], descriptors: list[int], work: Work, *, confined
             answering.end({}, UNCONFINED)
         else:
             source.seek(0)  # the offset is shared with the parent and with earlier calls
-            _answer(work.task, source, request["options"], answering)
+            _answer(preparation.task, source, request["options"], answering)
 
 
 def _tell_progress_through(descriptor: int) -> None:

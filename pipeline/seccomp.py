@@ -22,7 +22,7 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER, PARENT_DEATH_SIGNAL = 38, 22, 2, 1
 NEW_THREAD = 0x00010000  # CLONE_THREAD
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-ANYONE = 0xFFFFFFFF
+ANYONE = 0xFFFFFFFF  # in place of a process's number, which no process has
 X32 = 0x40000000  # a second set of numbers for the same calls on x86_64
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -163,7 +163,7 @@ def filter_program(machine: str, pid: int, *, may_read_files: bool) -> bytes:
 
 @functools.cache
 def _template(machine: str, may_read_files: bool) -> bytes:
-    """Assemble the filter for no process yet: its number is `ANYONE`, which no process has."""
+    """Assemble the filter for no process yet: `ANYONE` stands for its number."""
     column = list(ARCHITECTURES).index(machine)
     found = [numbers[column] for numbers in REFUSED.values()]
     refused = [number for number in found if number is not None]

@@ -26,13 +26,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.planes import CELLS
+
 Cells = NDArray[np.float32]  # [K], or [N, K]
 Series = NDArray[np.float64]  # [N]
 Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
 Places = NDArray[np.intp]  # [n, 3]: where in the reel the frame just before another one lies, that one, and the one just after
 Holds = NDArray[np.bool_]  # [n]
 
-CELLS = (12, 16)  # rows, columns
 FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
 USUAL_S = 0.6  # on both sides of a cut: what it has to stand out from
 REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are looked for
@@ -150,7 +151,7 @@ def cut_strength(reel: Reel, number: int) -> float:
     # Next to what is far greater and no cut it is the flicker of a flash.
     if apart < 1.5 or apart < 0.12 * max(reel.change[at - 1 : at + 2]):
         return 0.0
-    # So it is at the end of a source, where fewer frames are left that could be like those before, when more is like them.
+    # In the last frames of a source little is left that could be like those before: what is a bit like them is a flicker too.
     if reel.times[-1] - reel.times[at] < FLASH_S and apart < 0.3 * reel.change[at]:
         return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
