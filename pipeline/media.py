@@ -22,6 +22,7 @@ import av.error
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.stream import Discard
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -45,6 +46,9 @@ DECODERS = frozenset(
 )
 # No protocol and no second demuxer: a reference to another file or address opens nothing.
 PINNED = {"codec_whitelist": ",".join(sorted(DECODERS)), "protocol_whitelist": "none", "enable_drefs": "0"}
+# Nothing of the streams is read, and no decoder let near it, to find out what they are.
+UNPROBED = {"probesize": "32", "codec_whitelist": "none"}
+SORTED = frozenset(("hevc", "libdav1d", "av1", "libvpx-vp9", "vp9", "vp8"))  # codecs that tell in which order frames are shown
 
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 MOST_AHEAD, PIXELS_AHEAD = 4, 1 << 21  # frames that a scan decodes ahead, and pixels of them
@@ -115,18 +119,51 @@ def opened(
     """
     # Decoders count in whole blocks: the exact limit is for whoever sees the frames.
     bounds = {"codec_whitelist": PINNED["codec_whitelist"], "max_pixels": str(min(2 * max_pixels, (1 << 31) - 1))}
-    options = {**PINNED, **bounds, "format_whitelist": container}
+    media = _opened_with({**PINNED, **bounds}, file, container)
+    with media:
+        stream = _moving_stream(media)
+        for other in media.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        stream.codec_context.thread_count = threads
+        stream.codec_context.options = {**bounds, "skip_loop_filter": "noref"} if rough else bounds
+        yield media, stream
+
+
+def _opened_with(options: dict[str, str], file: BinaryIO, container: str) -> Any:
+    """Open a container, by its header alone where that tells all that decoding needs.
+
+    Otherwise FFmpeg decodes the first frames of every stream, and then again for whoever wants them: a twentieth of the work on
+    a short source.
+    """
+    if container in ("mov", "matroska"):
+        media = _demuxed({**options, **UNPROBED}, file, container)
+        if all(_is_told(stream) for stream in moving_streams(media)):
+            return media
+        media.close()
+    return _demuxed(options, file, container)
+
+
+def _is_told(stream: Any) -> bool:
+    """Tell whether the header of a file tells all of a stream that decoding needs.
+
+    With H.264 that is an index of all frames: by it FFmpeg tells how many frames a decoder holds back to sort them by time.
+    """
+    codec = stream.codec_context
+    named = codec and codec.width and codec.height and stream.average_rate
+    indexed = len(stream.index_entries) >= stream.frames > 0
+    return bool(named) and (codec.name in SORTED or (codec.name == "h264" and indexed))
+
+
+def _demuxed(options: dict[str, str], file: BinaryIO, container: str) -> Any:
+    file.seek(0)
     try:
-        media = av.open(io.BufferedReader(_Nameless(file)), mode="r", format=container, options=options)
+        source = io.BufferedReader(_Nameless(file))
+        return av.open(source, mode="r", format=container, options={**options, "format_whitelist": container})
     except (av.error.FFmpegError, ValueError) as error:
         _raise_if_short_of_memory(error, 0)
         kind = "truncated" if is_cut_off(file, container) or _lacks_index(file, container) else "corrupt"
         raise MediaError(kind, f"does not open as {container}: {error}") from error
-    with media:
-        stream = _moving_stream(media)
-        stream.codec_context.thread_count = threads
-        stream.codec_context.options = {**bounds, "skip_loop_filter": "noref"} if rough else bounds
-        yield media, stream
 
 
 def decoded(media: Any, stream: Any, note: Callable[[Any], None] | None = None, ahead: int = 1) -> Iterator[tuple[float, Any]]:
@@ -324,8 +361,11 @@ def check_length(count: int, seconds: float, max_frames: int, max_duration_s: fl
 
 
 def pixel_aspect(stream: Any) -> float:
-    """Return how much wider than high a stream's pixels are; 1 where it claims what no camera or disc has (over 4:1)."""
-    aspect = float(stream.sample_aspect_ratio or 1)
+    """Return how much wider than high a stream's pixels are, when its first frame is decoded.
+
+    The file comes before the frames, as everywhere in FFmpeg; 1 where they claim what no camera or disc has (over 4:1).
+    """
+    aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
     return aspect if 0.25 <= aspect <= 4 else 1.0
 
 

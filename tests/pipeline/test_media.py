@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.measures import MEASURES
 from pipeline.media import MediaError, frames_ahead, opened
 from pipeline.media import decoded as decoded_ahead
-from tests.media import decoded, picture, set_matrix, shots, write_image, write_video
+from tests.media import decoded, picture, set_matrix, shots, write_audio, write_image, write_video
 
 Scan = Callable[..., tuple[dict[str, Any], dict[str, NDArray[Any]]]]
 LENGTHS = (12, 9, 16, 7)
@@ -209,6 +210,49 @@ def test_all_frames_before_an_error_are_given_however_many_are_decoded_ahead(tmp
     assert times_to_the_error(ahead) == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "muxer", "alone"),
+    [
+        ("a.mp4", "libx264", {}, True),
+        ("a.mp4", "libx265", {}, True),
+        ("a.mp4", "libvpx-vp9", {}, True),
+        ("a.webm", "libvpx-vp9", {}, True),
+        ("a.webm", "libvpx", {}, True),
+        ("a.mp4", "mpeg4", {}, False),
+        ("a.mkv", "libx264", {}, False),
+        ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}, False),
+    ],
+)
+def test_a_header_that_tells_all_is_enough(
+    tmp_path: Path, name: str, codec: str, muxer: dict[str, str], *, alone: bool
+) -> None:
+    encoder = {"preset": "medium", "bf": "3"} if codec == "libx264" else None
+    path = write_video(tmp_path / name, shots([20, 12]), codec=codec, encoder=encoder, options=muxer)
+    with av.open(str(path)) as probed:
+        wanted = [frame.pts for frame in probed.decode(video=0)]
+    with open(path, "rb") as file, opened(file, "matroska" if path.suffix != ".mp4" else "mov", 1) as (media, stream):
+        # FFmpeg learns the form of pixels from a first frame, which it has to decode.
+        assert (stream.codec_context.pix_fmt is None) == alone
+        assert [frame.pts for frame in media.decode(stream)] == wanted
+    assert len(wanted) == 32
+
+
+def test_sound_beside_a_video_is_not_read(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([20]))
+    with_sound(path, write_audio(tmp_path / "a.m4a"))
+    with open(path, "rb") as file, opened(file, "mov", 1) as (media, stream):
+        assert {packet.stream.type for packet in media.demux(stream) if packet.size} == {"video"}
+        media.seek(0)
+        assert {packet.stream.type for packet in media.demux() if packet.size} == {"video"}
+
+
+def test_pixels_are_as_wide_as_the_frames_say_where_the_file_says_nothing(scan: Scan, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([20], height=64, width=96), aspect=Fraction(4, 3))
+    path.write_bytes(path.read_bytes().replace(b"pasp", b"free"))
+    facts, _ = scan(path)
+    assert (facts["height_px"], facts["width_px"]) == (64, 128)
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_rough_frames_are_those_that_no_other_is_made_from(tmp_path: Path, codec: str) -> None:
     encoder = {
@@ -224,6 +268,18 @@ def test_rough_frames_are_those_that_no_other_is_made_from(tmp_path: Path, codec
     same = [(kind, np.array_equal(a, b)) for (kind, a), (_, b) in zip(whole, rough, strict=True)]
     assert {kind for kind, is_same in same if not is_same} == {"B"}
     assert all(np.abs(a.astype(int) - b).mean() < 1.5 for (_, a), (_, b) in zip(whole, rough, strict=True))
+
+
+def with_sound(path: Path, sound: Path) -> None:
+    """Put the sound of another file beside a video, without encoding either again."""
+    silent = path.rename(path.with_stem("silent"))
+    with av.open(str(path), "w") as out, av.open(str(silent)) as video, av.open(str(sound)) as audio:
+        added = [(media, out.add_stream_from_template(media.streams[0])) for media in (video, audio)]
+        for media, stream in added:
+            for packet in media.demux():
+                packet.stream = stream
+                if packet.size:
+                    out.mux(packet)
 
 
 def decoded_pictures(path: Path, *, rough: bool) -> list[tuple[str, NDArray[np.uint8]]]:
