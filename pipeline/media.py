@@ -9,6 +9,7 @@ Legend: Y X rows and columns of pixels; pictures are uint8 RGB.
 
 import contextlib
 import errno
+import importlib
 import io
 import mmap
 import os
@@ -31,7 +32,7 @@ Picture = NDArray[np.uint8]  # [Y, X, 3]
 Send = Callable[[str, NDArray[Any]], None]  # takes an array under its name, to be kept outside of the decoder's process
 Matrix = tuple[int, int, int, int]  # signs (a, b, c, d) of a display matrix: x' = ax + cy, y' = bx + dy
 UPRIGHT: Matrix = (1, 0, 0, 1)
-IMAGES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+IMAGES = {"PNG": "Png", "JPEG": "Jpeg", "WEBP": "WebP", "BMP": "Bmp", "TIFF": "Tiff", "GIF": "Gif"}  # and their modules' names
 # Dispositions of streams (libavformat/avformat.h).
 DEFAULT, ATTACHED_PICTURE, TIMED_THUMBNAILS = 0x0001, 0x0400, 0x0800
 # Decoders that untrusted bytes may reach: what cameras, phones, the web and archives hold, by their names in FFmpeg. Decoders
@@ -88,7 +89,7 @@ def load_image(file: BinaryIO, max_pixels: int) -> Picture:
         MediaError: it has too many pixels, or is no readable picture.
     """
     try:
-        with Image.open(file, formats=IMAGES) as image:
+        with Image.open(file, formats=tuple(IMAGES)) as image:
             check_size(image.height, image.width, max_pixels)
             shown = ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError as error:
@@ -96,6 +97,13 @@ def load_image(file: BinaryIO, max_pixels: int) -> Picture:
     except (OSError, SyntaxError, ValueError) as error:
         raise MediaError("corrupt", f"not a readable image: {error}") from error
     return np.asarray(shown)
+
+
+def load_image_readers() -> None:
+    """Import what `load_image` may need, and no other reader of images."""
+    Image.preinit()
+    for name in IMAGES.values():
+        importlib.import_module(f"PIL.{name}ImagePlugin")
 
 
 @contextlib.contextmanager

@@ -492,17 +492,16 @@ def _loaded(name: str, options: dict[str, Any]) -> Task:
     import cv2
 
     for module in pkgutil.walk_packages(av.__path__, "av."):  # one that is needed late, for a stream of subtitles, say
-        if not module.name.endswith("__main__"):
+        if module.name not in ("av.__main__", "av.datasets"):  # the latter is for downloads
             importlib.import_module(module.name)
     av.logging.set_level(None)
     cv2.setNumThreads(0)
     if name == "scan":
         import numpy.ma  # noqa: F401  (medians load it late, and a child cannot open the files of modules)
-        from PIL import Image
 
-        from pipeline import scan
+        from pipeline import media, scan
 
-        Image.init()  # likewise
+        media.load_image_readers()  # likewise
         task = Task(function=scan.scan, options=scan.ScanOptions)
     else:
         from pipeline import spans

@@ -19,11 +19,13 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from packing.errors import StoreError
+from pipeline.media import IMAGES
 from pipeline.sandbox import BYTES_PER_S, MESSAGE, Answering, DecodeError, Limits, Sandbox, _result
 from pipeline.scan import ScanOptions
-from tests.media import shots, write_video
+from tests.media import picture, shots, write_video
 
 OPTIONS = ScanOptions(
     threshold=3.0,
@@ -190,12 +192,21 @@ def test_the_offset_of_the_file_does_not_matter(own: Sandbox, short: Path) -> No
         assert own.call("scan", file, OPTIONS, LIMITS)[0]["frames"] == 12
 
 
-def test_the_decoder_imports_no_torch(own: Sandbox, short: Path) -> None:
+@pytest.mark.parametrize("library", ["libtorch", "libssl", "_avif"])
+def test_the_decoder_loads_nothing_that_it_has_no_use_for(own: Sandbox, short: Path, library: str) -> None:
     frames_of(own, short)
     assert own._server is not None
     mapped = Path(f"/proc/{own._server.pid}/maps").read_text()
     assert "libavcodec" in mapped
-    assert "libtorch" not in mapped
+    # OpenCV brings a library of this name along, for videos on the net.
+    assert library not in mapped.replace("opencv_python_headless.libs/libssl", "")
+
+
+@pytest.mark.parametrize("form", IMAGES)
+def test_a_child_that_may_open_no_file_can_read_every_kind_of_image(own: Sandbox, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a"
+    Image.fromarray(picture(1)).save(path, form)
+    assert frames_of(own, path) == 1
 
 
 # ---- the deadline -------------------------------------------------------------------------------------------------------
