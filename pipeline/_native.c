@@ -1,5 +1,6 @@
 /* The loops over samples and pixels of the scan, for speed alone: pipeline/planes.py and pipeline/measures.py have the same in
  * NumPy and OpenCV, give the same bytes (tests/pipeline/test_native.py compares them), and work where this was not compiled.
+ * With PORTABLE defined, nothing is written for one kind of processor.
  *
  * Runs in the decoder's process. Frames are untrusted: every offset is checked against the buffer that it leads into.
  *
@@ -24,7 +25,7 @@ enum {
 };
 
 /* Compiled for wider registers too, of which the loader takes what the processor has. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(PORTABLE)
 #define WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define WIDE
@@ -395,6 +396,329 @@ close_plane:
     return result;
 }
 
+/* ---- pictures -------------------------------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
+#define WITH_AVX2
+#include <immintrin.h>
+#endif
+
+/* One axis of a picture: between which samples every pixel lies, and how much of 2,048 each of the two has in it. */
+typedef struct {
+    int32_t *at;
+    int16_t *weights;  /* two for every pixel */
+    uint8_t *shuffles; /* for eight pixels at a time, 32 bytes: where they lie from the first and the fifth of them; or NULL */
+} Axis;
+
+/* A plane on its way to a size: the last two of its rows, brought to the width of the picture; levels are times 128. */
+typedef struct {
+    const uint8_t *samples;
+    uint8_t *halved, *padded;
+    Py_ssize_t height, width, row;
+    Axis x, y;
+    int16_t *rows[2];
+    Py_ssize_t held[2]; /* which rows these are */
+} Layer;
+
+enum {
+    ROOM = 32, /* bytes after a row that may be read */
+    AT_ONCE = 16 /* pixels that are made at a time: rows on the way have room for all of them */
+};
+
+static Py_ssize_t rounded_up(Py_ssize_t count)
+{
+    return (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+}
+
+/* As OpenCV does it, to the bit: across, what lies outside of the first and last sample is that sample; down, it is the row. */
+static int make_axis(Axis *axis, Py_ssize_t length, Py_ssize_t count, int clamps)
+{
+    const double scale = 1.0 / ((double)count / (double)length);
+    const size_t all = (size_t)rounded_up(count);
+    if (!(axis->at = malloc(sizeof(int32_t) * all)) || !(axis->weights = calloc(2 * all, sizeof(int16_t))))
+        return -1;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        volatile double place = ((double)i + 0.5) * scale; /* one operation at a time */
+        float share = (float)(place - 0.5);
+        int32_t at = (int32_t)share;
+        at -= (float)at > share;
+        share -= (float)at;
+        if (clamps && (at < 0 || at >= length - 1)) {
+            at = at < 0 ? 0 : (int32_t)length - 1;
+            share = 0;
+        }
+        axis->at[i] = at;
+        axis->weights[2 * i] = (int16_t)lrintf((1.0f - share) * 2048.0f);
+        axis->weights[2 * i + 1] = (int16_t)lrintf(share * 2048.0f);
+    }
+    for (size_t i = (size_t)count; i < all; i++)
+        axis->at[i] = axis->at[count - 1];
+    return 0;
+}
+
+static void across(const Layer *layer, Py_ssize_t count, int16_t *out)
+{
+    const uint8_t *row = layer->padded;
+    const int16_t *weights = layer->x.weights;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const uint8_t *at = row + layer->x.at[i];
+        out[i] = (int16_t)((at[0] * weights[2 * i] + at[1] * weights[2 * i + 1]) >> 4);
+    }
+}
+
+static void down(const Layer *layer, Py_ssize_t y, Py_ssize_t count, const int16_t *upper, const int16_t *lower, int16_t *out)
+{
+    const int16_t *weights = layer->y.weights + 2 * y;
+    for (Py_ssize_t x = 0; x < count; x++)
+        out[x] = (int16_t)((((weights[0] * upper[x]) >> 16) + ((weights[1] * lower[x]) >> 16) + 2) >> 2);
+}
+
+static void colour(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
+{
+    for (Py_ssize_t x = 0; x < count; x++)
+        for (int k = 0; k < 3; k++) {
+            const int32_t *of = matrix + 4 * k;
+            out[3 * x + k] = clipped((levels[0][x] * of[0] + levels[1][x] * of[1] + levels[2][x] * of[2] + of[3]) >> 10);
+        }
+}
+
+#ifdef WITH_AVX2
+#define AVX2 __attribute__((target("avx2")))
+
+/* Fills in how eight pixels at a time are gathered; not where they lie too far apart. */
+static int make_shuffles(Axis *axis, Py_ssize_t count)
+{
+    if (!(axis->shuffles = malloc(4 * (size_t)rounded_up(count))))
+        return -1;
+    for (Py_ssize_t i = 0; i < rounded_up(count); i++) {
+        const int32_t from = axis->at[i] - axis->at[i / 4 * 4];
+        if (from > 14) {
+            free(axis->shuffles);
+            axis->shuffles = NULL;
+            return 0;
+        }
+        uint8_t *bytes = axis->shuffles + 4 * i;
+        bytes[0] = (uint8_t)from;
+        bytes[2] = (uint8_t)(from + 1);
+        bytes[1] = bytes[3] = 0x80; /* a zero */
+    }
+    return 0;
+}
+
+AVX2 static void across_wide(const Layer *layer, Py_ssize_t count, int16_t *out)
+{
+    const Axis *axis = &layer->x;
+    const __m256i *shuffles = (const __m256i *)axis->shuffles, *weights = (const __m256i *)axis->weights;
+    for (Py_ssize_t block = 0; 8 * block < count; block++) {
+        const int32_t *at = axis->at + 8 * block;
+        const __m128i left = _mm_loadu_si128((const __m128i *)(layer->padded + at[0]));
+        const __m128i right = _mm_loadu_si128((const __m128i *)(layer->padded + at[4]));
+        const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
+        const __m256i pairs = _mm256_shuffle_epi8(both, _mm256_loadu_si256(shuffles + block));
+        const __m256i sums = _mm256_srai_epi32(_mm256_madd_epi16(pairs, _mm256_loadu_si256(weights + block)), 4);
+        const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        _mm_storeu_si128((__m128i *)(out + 8 * block), packed);
+    }
+}
+
+AVX2 static void down_wide(const Layer *layer, Py_ssize_t y, Py_ssize_t count, const int16_t *upper, const int16_t *lower,
+                           int16_t *out)
+{
+    const __m256i a = _mm256_set1_epi16(layer->y.weights[2 * y]), b = _mm256_set1_epi16(layer->y.weights[2 * y + 1]);
+    for (Py_ssize_t x = 0; x < count; x += AT_ONCE) {
+        const __m256i above = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(upper + x)), a);
+        const __m256i below = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(lower + x)), b);
+        const __m256i sum = _mm256_add_epi16(_mm256_add_epi16(above, below), _mm256_set1_epi16(2));
+        _mm256_storeu_si256((__m256i *)(out + x), _mm256_srai_epi16(sum, 2));
+    }
+}
+
+AVX2 static inline __m128i row_of(const __m256i *pairs, const int32_t *matrix)
+{
+    const __m256i two = _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)matrix[1] << 16 | (uint16_t)matrix[0]));
+    const __m256i one = _mm256_set1_epi32((uint16_t)matrix[2]), offset = _mm256_set1_epi32(matrix[3]);
+    __m256i sums[2];
+    for (int half = 0; half < 2; half++) {
+        const __m256i luma = _mm256_madd_epi16(pairs[half], two), red = _mm256_madd_epi16(pairs[2 + half], one);
+        sums[half] = _mm256_srai_epi32(_mm256_add_epi32(_mm256_add_epi32(luma, red), offset), 10);
+    }
+    const __m256i words = _mm256_packs_epi32(sums[0], sums[1]);
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+/* Makes at least `AT_ONCE` pixels. */
+AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
+{
+    const __m128i spread[3] = { /* where the 16 bytes of a colour go in three times 16; the other two are the next ones */
+        _mm_setr_epi8(0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1, -1, 5),
+        _mm_setr_epi8(-1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1, 10, -1),
+        _mm_setr_epi8(-1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15, -1, -1),
+    };
+    const __m128i spread_1[3] = {
+        _mm_setr_epi8(-1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1, -1),
+        _mm_setr_epi8(5, -1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1, 10),
+        _mm_setr_epi8(-1, -1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15, -1),
+    };
+    const __m128i spread_2[3] = {
+        _mm_setr_epi8(-1, -1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1),
+        _mm_setr_epi8(-1, 5, -1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1),
+        _mm_setr_epi8(10, -1, -1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15),
+    };
+    for (Py_ssize_t next = 0; next < count; next += AT_ONCE) {
+        const Py_ssize_t x = next < count - AT_ONCE ? next : count - AT_ONCE; /* the last ones overlap with those before */
+        const __m256i y = _mm256_loadu_si256((const __m256i *)(levels[0] + x));
+        const __m256i u = _mm256_loadu_si256((const __m256i *)(levels[1] + x));
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(levels[2] + x)), zero = _mm256_setzero_si256();
+        const __m256i pairs[4] = {_mm256_unpacklo_epi16(y, u), _mm256_unpackhi_epi16(y, u), _mm256_unpacklo_epi16(v, zero),
+                                  _mm256_unpackhi_epi16(v, zero)};
+        const __m128i first = row_of(pairs, matrix), second = row_of(pairs, matrix + 4), third = row_of(pairs, matrix + 8);
+        for (int k = 0; k < 3; k++) {
+            const __m128i two = _mm_or_si128(_mm_shuffle_epi8(first, spread[k]), _mm_shuffle_epi8(second, spread_1[k]));
+            const __m128i bytes = _mm_or_si128(two, _mm_shuffle_epi8(third, spread_2[k]));
+            _mm_storeu_si128((__m128i *)(out + 3 * x + 16 * k), bytes);
+        }
+    }
+}
+
+static int is_wide(void)
+{
+    return __builtin_cpu_supports("avx2");
+}
+#else
+static int make_shuffles(Axis *axis, Py_ssize_t count)
+{
+    (void)axis, (void)count;
+    return 0;
+}
+#define across_wide across
+#define down_wide down
+#define colour_wide colour
+#define is_wide() 0
+#endif
+
+static void close_layer(Layer *layer)
+{
+    void *all[] = {layer->halved,    layer->padded,    layer->x.at,        layer->x.weights, layer->x.shuffles,
+                   layer->y.at,      layer->y.weights, layer->rows[0],     layer->rows[1]};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+/* Gets a plane ready for a picture: halved as long as it is twice as large both ways. */
+static int open_layer(Layer *layer, const Plane *plane, Py_ssize_t height, Py_ssize_t width)
+{
+    layer->samples = plane->samples;
+    layer->height = plane->height;
+    layer->width = plane->width;
+    layer->row = plane->row;
+    layer->held[0] = layer->held[1] = -1;
+    while (layer->height >= 2 * height && layer->width >= 2 * width) {
+        if (!layer->halved && !(layer->halved = malloc((size_t)((layer->height / 2) * (layer->width / 2)))))
+            return -1;
+        halve_once(layer->samples, layer->row, layer->height, layer->width, layer->halved);
+        layer->samples = layer->halved;
+        layer->height /= 2;
+        layer->row = layer->width /= 2;
+    }
+    if (make_axis(&layer->x, layer->width, width, 1) < 0 || make_axis(&layer->y, layer->height, height, 0) < 0)
+        return -1;
+    if (is_wide() && make_shuffles(&layer->x, width) < 0)
+        return -1;
+    for (int i = 0; i < 2; i++)
+        if (!(layer->rows[i] = malloc(sizeof(int16_t) * (size_t)rounded_up(width))))
+            return -1;
+    return (layer->padded = calloc((size_t)layer->width + ROOM, 1)) ? 0 : -1;
+}
+
+/* Returns one row of a layer at the width of the picture. */
+static const int16_t *layer_row(Layer *layer, Py_ssize_t y, Py_ssize_t width)
+{
+    y = y < 0 ? 0 : y < layer->height ? y : layer->height - 1;
+    const int slot = (int)(y & 1);
+    if (layer->held[slot] != y) {
+        memcpy(layer->padded, layer->samples + y * layer->row, (size_t)layer->width);
+        (layer->x.shuffles ? across_wide : across)(layer, width, layer->rows[slot]);
+        layer->held[slot] = y;
+    }
+    return layer->rows[slot];
+}
+
+PyDoc_STRVAR(draw_doc,
+"draw(luma, blue, red, matrix, picture)\n--\n\n"
+"Turn three planes into an RGB picture of any size: each plane is halved while it is twice as large, then scaled linearly.\n\n"
+"Args:\n"
+"    luma, blue, red: planes [h, w] of 8 bits with whole rows, not all of one size.\n"
+"    matrix: float32 [3, 4], from luma, blue and red to red, green and blue; no number reaches 31, or 8,192 in the last column.\n"
+"    picture: uint8 [Y, X, 3], is filled; no side is longer than 32,767.");
+
+static PyObject *draw(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[3], *matrix_object, *picture_object, *result = NULL;
+    Plane planes[3];
+    Layer layers[3];
+    Py_buffer matrix, picture;
+    int16_t *levels[3] = {NULL};
+    int opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &objects[0], &objects[1], &objects[2], &matrix_object, &picture_object))
+        return NULL;
+    memset(layers, 0, sizeof layers);
+    if (open_bytes(matrix_object, &matrix, 12 * sizeof(float), PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(picture_object, &picture, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
+        goto close_matrix;
+    for (; opened < 3; opened++)
+        if (open_plane(objects[opened], &planes[opened], BYTE) < 0)
+            goto close_planes;
+    const int shaped = picture.ndim == 3 && picture.itemsize == 1 && picture.shape[2] == 3;
+    if (!shaped || picture.shape[0] < 1 || picture.shape[1] < 1 || picture.shape[0] > INT16_MAX || picture.shape[1] > INT16_MAX ||
+        planes[0].step != 1 || planes[1].step != 1 || planes[2].step != 1) {
+        PyErr_SetString(PyExc_ValueError, "planes with whole rows are drawn in a picture with three bytes a pixel");
+        goto close_planes;
+    }
+    int32_t numbers[12];
+    for (int i = 0; i < 12; i++) {
+        const float number = ((const float *)matrix.buf)[i], most = i % 4 == 3 ? 8192.0f : 31.0f;
+        if (!(fabsf(number) < most)) {
+            PyErr_SetString(PyExc_ValueError, "a number of the matrix is too large");
+            goto close_planes;
+        }
+        const float scaled_up = i % 4 == 3 ? (number + 0.5f) * 1024.0f : number * 1024.0f;
+        numbers[i] = (int32_t)lrintf(scaled_up);
+    }
+    const Py_ssize_t height = picture.shape[0], width = picture.shape[1];
+    for (int k = 0; k < 3; k++)
+        if (open_layer(&layers[k], &planes[k], height, width) < 0 ||
+            !(levels[k] = malloc(sizeof(int16_t) * (size_t)rounded_up(width)))) {
+            PyErr_NoMemory();
+            goto free_layers;
+        }
+    uint8_t *out = picture.buf;
+    const int wide = is_wide();
+    for (Py_ssize_t y = 0; y < height; y++, out += 3 * width) {
+        for (int k = 0; k < 3; k++) {
+            const Py_ssize_t at = layers[k].y.at[y];
+            const int16_t *upper = layer_row(&layers[k], at, width), *lower = layer_row(&layers[k], at + 1, width);
+            (wide ? down_wide : down)(&layers[k], y, width, upper, lower, levels[k]);
+        }
+        const int16_t *const all[3] = {levels[0], levels[1], levels[2]};
+        (wide && width >= AT_ONCE ? colour_wide : colour)(all, numbers, width, out);
+    }
+    result = Py_NewRef(Py_None);
+free_layers:
+    for (int k = 0; k < 3; k++) {
+        close_layer(&layers[k]);
+        free(levels[k]);
+    }
+close_planes:
+    while (opened--)
+        PyBuffer_Release(&planes[opened].view);
+    PyBuffer_Release(&picture);
+close_matrix:
+    PyBuffer_Release(&matrix);
+    return result;
+}
+
 /* ---- measures -------------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(levels_doc,
@@ -676,6 +1000,7 @@ static PyMethodDef methods[] = {
     {"add", add, METH_VARARGS, add_doc},
     {"lines", lines, METH_VARARGS, lines_doc},
     {"halve", halve, METH_VARARGS, halve_doc},
+    {"draw", draw, METH_VARARGS, draw_doc},
     {"levels", levels, METH_VARARGS, levels_doc},
     {"ratio", ratio, METH_VARARGS, ratio_doc},
     {"lasting", lasting, METH_VARARGS, lasting_doc},

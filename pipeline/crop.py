@@ -107,6 +107,7 @@ def find_box(lines: Sequence[Lines], height: int, width: int) -> Box:
     return top, left, bottom - top, right - left
 
 
+@functools.lru_cache(maxsize=64)
 def scaled_box(box: Box, size: tuple[int, int], to: tuple[int, int]) -> Box:
     """Return a box of a frame of `size` (height, width) in pixels of the same frame at another size, never empty."""
     top, bottom = _scaled((box[0], box[0] + box[2]), size[0], to[0])

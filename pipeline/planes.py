@@ -255,8 +255,11 @@ class Held:
 
     def draw(self, box: Box, picture: Picture) -> None:
         """Fill a picture with what is inside a box."""
-        pixels = cv2.merge([shrunk(plane, *picture.shape[:2]) for plane in self.inside(box)])
-        cv2.transform(pixels, self.matrix, picture)
+        if native.compiled:
+            native.compiled.draw(*self.inside(box), self.matrix, picture)
+        else:
+            pixels = cv2.merge([shrunk(plane, *picture.shape[:2]) for plane in self.inside(box)])
+            cv2.transform(pixels, self.matrix, picture)
         if not self.standard:
             cv2.LUT(picture, standard_range(), picture)
 

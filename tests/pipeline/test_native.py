@@ -1,8 +1,11 @@
 """Compiled loops: to the bit what NumPy and OpenCV give, and one clear error for what would lead out of a buffer."""
 
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import measures, native
-from pipeline.crop import Lines
+from pipeline.crop import Box, Lines
 from pipeline.media import UPRIGHT
-from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Planes, Strip, halved, hold, strip
+from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Planes, Strip, halved, hold, strip
 from pipeline.scan import ScanOptions, scan
 from tests.media import shots, write_video
 
@@ -111,6 +114,44 @@ def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPat
         assert np.array_equal(small, small_too)
 
 
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The loops as a processor without wide registers has them."""
+    path = tmp_path_factory.mktemp("portable") / "_native.so"
+    include = f"-I{sysconfig.get_paths()['include']}"
+    source = Path(native.__file__).with_name("_native.c")
+    subprocess.run(["cc", "-O1", "-DPORTABLE", "-fPIC", "-shared", include, str(source), "-o", str(path)], check=True)
+    loader = ExtensionFileLoader("pipeline._native", str(path))
+    spec = spec_from_file_location("pipeline._native", path, loader=loader)
+    assert spec
+    return module_from_spec(spec)
+
+
+def some_held(rng: np.random.Generator, number: int) -> tuple[Held, Box, int]:
+    """Make a frame as it is held, a box in it and the side that a picture of it shall have."""
+    planes = random_planes(rng, 8, number % 2 == 0)._replace(space=(1, 6, 9)[number % 3])
+    if number % 4 == 0:  # chroma is as large as luma
+        planes = planes._replace(blue=planes.luma[::-1], red=planes.luma[:, ::-1])
+    height, width = planes.luma.shape
+    held = hold(planes, (height, width * 4 if number % 5 == 0 else width), UPRIGHT, 400)
+    box = 0, 0, *held.size
+    if number % 3 == 0 and height > 8:
+        box = 2, held.size[1] // 5, height - 5, held.size[1] // 2
+    return held, box, int(rng.integers(1, 300))
+
+
+@compiled
+def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(150):
+        held, box, side = some_held(rng, number)
+        picture, picture_too = both_ways(monkeypatch, lambda held=held, box=box, side=side: held.picture(box, side))
+        assert np.array_equal(picture, picture_too)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "compiled", portable)
+            assert np.array_equal(held.picture(box, side), picture)
+
+
 @compiled
 def test_measures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
@@ -164,6 +205,7 @@ FEW = np.zeros((36, 64), np.uint8)
 PLACES = np.zeros(400, np.int32)
 STATE = np.zeros(16128, np.uint8)
 TINY = np.zeros((12, 16, 3), np.uint8)
+MATRIX = np.ones((3, 4), np.float32)
 
 
 @compiled
@@ -186,6 +228,16 @@ TINY = np.zeros((12, 16, 3), np.uint8)
         ("halve", (PLANE, 1, FEW[1:])),
         ("halve", (PLANE[:, ::2], 1, FEW)),
         ("halve", (PLANE.astype(np.uint16), 1, FEW)),
+        ("draw", (PLANE, FEW, FEW[:0], MATRIX, TINY)),
+        ("draw", (PLANE, FEW, FEW[:, ::2], MATRIX, TINY)),
+        ("draw", (PLANE.astype(np.uint16), FEW, FEW, MATRIX, TINY)),
+        ("draw", (PLANE, FEW, FEW, MATRIX[1:], TINY)),
+        ("draw", (PLANE, FEW, FEW, MATRIX * 31, TINY)),
+        ("draw", (PLANE, FEW, FEW, MATRIX * np.nan, TINY)),
+        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[..., :2].copy())),
+        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[0])),
+        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[:0])),
+        ("draw", (PLANE, FEW, FEW, MATRIX, np.zeros((1, 1 << 15, 3), np.uint8))),
         ("levels", (PLANE.astype(np.uint16), 1.0)),
         ("ratio", (PLANE, FEW, 1)),
         ("ratio", (PLANE, PLANE, 0)),
