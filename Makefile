@@ -44,7 +44,7 @@ $(MODELS): $(INSTALLED)
 	$(BIN)/python -m demo.tiny_models $(MODELS)
 	@touch $(MODELS)
 
-$(INSTALLED): pyproject.toml constraints.txt pipeline/_native.c
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard pipeline/_*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipmill needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -7,13 +7,7 @@
  * Legend: h w rows and columns of a plane; a plane has samples of 8 bits, or of 16 of which the lowest `bits` count.
  */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "_native.h"
 
 enum {
     ROWS = 72, COLUMNS = 128,              /* luma samples of a frame; of the other planes half as many each way */
@@ -23,52 +17,6 @@ enum {
     BLOCKS = 16, EACH = 4, STRAY_BLOCKS = 2, /* as in pipeline/crop.py */
     BYTE = 1, WORD = 2                     /* bytes of a sample */
 };
-
-/* Compiled for wider registers too, of which the loader takes what the processor has. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(PORTABLE)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
-
-/* A plane of a frame: a view of two dimensions. */
-typedef struct {
-    Py_buffer view;
-    const uint8_t *samples;
-    Py_ssize_t height, width, row, step;
-} Plane;
-
-/* Opens a plane whose samples have at most so many bytes. */
-static int open_plane(PyObject *object, Plane *plane, Py_ssize_t most)
-{
-    if (PyObject_GetBuffer(object, &plane->view, PyBUF_STRIDED_RO) < 0)
-        return -1;
-    const Py_buffer *view = &plane->view;
-    if (view->ndim != 2 || view->itemsize < 1 || view->itemsize > most || view->shape[0] < 1 || view->shape[1] < 1) {
-        PyErr_Format(PyExc_ValueError, "a plane has two dimensions, none of them empty, and at most %zd bytes a sample", most);
-        PyBuffer_Release(&plane->view);
-        return -1;
-    }
-    plane->samples = view->buf;
-    plane->height = view->shape[0];
-    plane->width = view->shape[1];
-    plane->row = view->strides[0];
-    plane->step = view->strides[1];
-    return 0;
-}
-
-/* Opens a contiguous array of bytes that is at least so long. */
-static int open_bytes(PyObject *object, Py_buffer *view, Py_ssize_t least, int flags)
-{
-    if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | flags) < 0)
-        return -1;
-    if (view->len < least) {
-        PyErr_Format(PyExc_ValueError, "an array of %zd bytes, where %zd are the least", view->len, least);
-        PyBuffer_Release(view);
-        return -1;
-    }
-    return 0;
-}
 
 static inline unsigned sample_at(const uint8_t *at, Py_ssize_t size)
 {
@@ -1016,5 +964,8 @@ PyMODINIT_FUNC PyInit__native(void)
 {
     make_means(luma_means, OF_LUMA);
     make_means(chroma_means, OF_CHROMA);
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddFunctions(module, clipmill_cut_methods) < 0)
+        Py_CLEAR(module);
+    return module;
 }

@@ -16,19 +16,23 @@ Legend: N frames, K values of a tiny picture (blue, green, red × cells), levels
 """
 
 import itertools
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression, median
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import native
 from pipeline.planes import CELLS
 
 Cells = NDArray[np.float32]  # [K], or [N, K]
+Levels = NDArray[np.uint8]  # [N, K]
+Numbers: TypeAlias = "array[float]"  # N
 Series = NDArray[np.float64]  # [N]
 Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
 Places = NDArray[np.intp]  # [n, 3]: where in the reel the frame just before another one lies, that one, and the one just after
@@ -46,7 +50,8 @@ DENSEST_FPS = 120  # windows are cut short where there are more frames
 _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
 MOST_AT_ONCE = 64  # frames that are added to the reel at a time
 _NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
-_MEAN = np.full(CELLS[0] * CELLS[1] * 3, 1 / (CELLS[0] * CELLS[1] * 3), np.float32)
+_VALUES = CELLS[0] * CELLS[1] * 3
+_MEAN = np.full(_VALUES, 1 / _VALUES, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -57,27 +62,34 @@ class Transition:
     end: int
 
 
+def _no_numbers() -> Numbers:
+    return array("d")
+
+
 @dataclass(kw_only=True)
 class Reel:
     """The last frames of a source: times, tiny pictures, and how they differ. Frames are numbered from the source's first.
 
     Attributes:
         first: number of the oldest frame that is kept.
-        times: presentation times in seconds. This and what follows are lists because single values are asked for, all the time.
+        times: presentation times in seconds. This and what follows are no NumPy arrays because single values are asked for, all
+            the time.
         change: mean absolute difference of each frame from the one before, in levels.
         apart: least such difference of a frame before from a frame not before this one, of those at most `FLASH_S` apart.
         path: sum of `change` up to each frame.
         spread: standard deviation inside each picture, mean over colours, in levels; next to 0 for a picture of one colour.
-        cells: tiny pictures, float32 [.., K].
+        levels: tiny pictures, uint8 [.., K].
+        cells: the same as numbers to count with, float32 [.., K].
     """
 
     first: int = 0
-    times: list[float] = field(default_factory=list)
-    change: list[float] = field(default_factory=list)
-    apart: list[float] = field(default_factory=list)
-    path: list[float] = field(default_factory=list)
-    spread: list[float] = field(default_factory=list)
-    cells: Cells = field(default_factory=lambda: np.empty((_CAPACITY, CELLS[0] * CELLS[1] * 3), np.float32))
+    times: Numbers = field(default_factory=_no_numbers)
+    change: Numbers = field(default_factory=_no_numbers)
+    apart: Numbers = field(default_factory=_no_numbers)
+    path: Numbers = field(default_factory=_no_numbers)
+    spread: Numbers = field(default_factory=_no_numbers)
+    levels: Levels = field(default_factory=lambda: np.empty((_CAPACITY, _VALUES), np.uint8))
+    cells: Cells = field(default_factory=lambda: np.empty((_CAPACITY, _VALUES), np.float32))
 
     @property
     def end(self) -> int:
@@ -90,34 +102,38 @@ class Reel:
         if len(self.times) + n > _CAPACITY:
             self._forget(_CAPACITY // 5)
         at = len(self.times)
-        self.cells[at : at + n] = pictures.transpose(0, 3, 1, 2).reshape(n, -1)
-        new, before = self.cells[at : at + n], self.cells[max(0, at - 1) : at + n - 1]
-        change = (np.abs(new[-len(before) :] - before) @ _MEAN).tolist() if len(before) else []
-        change = [0.0] * (n - len(change)) + change  # the first of all has not changed
-        self.times += times_s
-        self.change += change
-        self.apart += change
-        self.path += itertools.accumulate(change[1:], initial=change[0] + (self.path[-1] if self.path else 0.0))
-        planes = new.reshape(3 * n, -1)  # whole numbers, whose sums and sums of squares are exact
-        sums, squares = planes.sum(axis=1).astype(np.float64), np.einsum("ij,ij->i", planes, planes).astype(np.float64)
-        deviations = np.sqrt(planes.shape[1] * squares - sums**2) / planes.shape[1]
-        self.spread += deviations.reshape(n, 3).mean(axis=1).tolist()
+        change, spread = _compared(pictures, self.levels, at)
+        self.cells[at : at + n] = self.levels[at : at + n]
+        self.times.extend(times_s)
+        self.change.extend(change)
+        self.apart.extend(change)
+        self.path.extend(itertools.accumulate(change[1:], initial=change[0] + (self.path[-1] if self.path else 0.0)))
+        self.spread.extend(spread)
 
-    def part(self, number: int) -> None:
-        """Find out how far apart the two sides of a frame are, if it sticks out; the frames that follow it must be there."""
-        at = number - self.first
+    def part(self, start: int, end: int) -> None:
+        """Find out how far apart the two sides of frames `[start, end)` are that stick out; what follows them must be there."""
+        first, last = start - self.first, end - self.first
+        if native.compiled:
+            native.compiled.part(self.times, self.change, self.apart, self.levels, first, last, FLASH_S, DENSEST_FPS)
+        else:
+            for at in range(first, last):
+                self._part(at)
+
+    def _part(self, at: int) -> None:
         change, last = self.change[at], len(self.change) - 1
         if change < 1.5 or change < 1.5 * min(self.change[at - 1], self.change[min(at + 1, last)]):
             return
-        low, high = self.back(number, FLASH_S) - self.first, self.ahead(number - 1, FLASH_S) - self.first + 1
-        sides = np.arange(at - 1, low - 1, -1), np.arange(at, high)
+        low, high = (
+            place - self.first for place in (self.back(at + self.first, FLASH_S), self.ahead(at - 1 + self.first, FLASH_S))
+        )
+        sides = np.arange(at - 1, low - 1, -1), np.arange(at, high + 1)
         earlier, later = (side[:: 1 + len(side) // 10] for side in sides)  # at high rates not all, but these two
-        times = np.array(self.times[low:high])
+        times = np.array(self.times[low : high + 1])
         near = times[later - low] - times[earlier - low, None] <= FLASH_S + 1e-6
         nearest, _ = cv2.batchDistance(  # of each earlier one, the sum of absolute differences
             self.cells[earlier], self.cells[later], cv2.CV_32F, normType=cv2.NORM_L1, K=1, mask=near.astype(np.uint8)
         )
-        self.apart[at] = min(change, float(nearest.min()) / self.cells.shape[1])
+        self.apart[at] = min(change, float(nearest.min()) / _VALUES)
 
     def back(self, number: int, seconds: float) -> int:
         """Return the first frame at most so many seconds before a frame, at least the one before it where there is one."""
@@ -134,8 +150,24 @@ class Reel:
     def _forget(self, count: int) -> None:
         for kept in (self.times, self.change, self.apart, self.path, self.spread):
             del kept[:count]
-        self.cells[: len(self.times)] = self.cells[count : count + len(self.times)]
+        for rows in (self.levels, self.cells):
+            rows[: len(self.times)] = rows[count : count + len(self.times)]
         self.first += count
+
+
+def _compared(pictures: NDArray[np.uint8], levels: Levels, at: int) -> tuple[list[float], list[float]]:
+    """Put tiny pictures uint8 [n, *CELLS, 3] into rows of levels; return `change` and `spread` of each."""
+    if native.compiled:
+        sums, spread = native.compiled.compare(pictures, levels, at)
+        return [total / _VALUES for total in sums], spread
+    n = len(pictures)
+    levels[at : at + n] = pictures.transpose(0, 3, 1, 2).reshape(n, -1)
+    rows = levels[max(0, at - 1) : at + n].astype(np.int64)
+    change = (np.abs(np.diff(rows, axis=0)).sum(axis=1) / _VALUES).tolist()
+    colours = levels[at : at + n].reshape(n, 3, -1).astype(np.int64)
+    sums, squares = colours.sum(axis=2), (colours**2).sum(axis=2)
+    spread = (np.sqrt(colours.shape[2] * squares - sums**2) / colours.shape[2]).mean(axis=1).tolist()
+    return [0.0] * (n - len(change)) + change, spread  # the first of all has not changed
 
 
 # ---- cuts --------------------------------------------------------------------------------------------------------------
@@ -156,7 +188,7 @@ def cut_strength(reel: Reel, number: int) -> float:
         return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
     high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
-    others = reel.apart[low:at] + reel.apart[at + 1 : high]
+    others = [*reel.apart[low:at], *reel.apart[at + 1 : high]]
     if min(reel.spread[max(0, low - 1) : high]) < ONE_COLOUR:
         # Changes to and from one colour say nothing, unless most are: at a low rate a flash has a third of the frames near it.
         numbers = (other for other in range(low, min(high, len(reel.apart))) if other != at)
@@ -168,6 +200,16 @@ def cut_strength(reel: Reel, number: int) -> float:
     usual = others[repeated + 3 * (len(others) - repeated) // 4] if repeated < len(others) else 0.0
     full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
     return apart / max(usual, 0.3) * min(1.0, apart / full)
+
+
+def cut_strengths(reel: Reel, start: int, end: int) -> list[float]:
+    """Return the `cut_strength` of frames `[start, end)`."""
+    if not native.compiled:
+        return [cut_strength(reel, number) for number in range(start, end)]
+    series, places = (reel.times, reel.change, reel.apart, reel.spread), (start - reel.first, end - reel.first)
+    bounds = FLASH_S, USUAL_S, ONE_COLOUR, DENSEST_FPS
+    strengths: list[float] = native.compiled.strengths(*series, reel.first == 0, *places, *bounds)
+    return strengths
 
 
 # ---- ramps -------------------------------------------------------------------------------------------------------------
@@ -448,14 +490,13 @@ class Transitions:
 
     def _decide(self, *, final: bool) -> None:
         reel = self.reel
-        while self.next_part < reel.end and (final or self._seen(reel.end - 1, self.next_part, FLASH_S)):
-            reel.part(self.next_part)
-            self.next_part += 1
-        while self.next_cut < self.next_part and (final or self._seen(self.next_part - 1, self.next_cut, USUAL_S)):
-            strength = cut_strength(reel, self.next_cut)
-            if strength >= self.threshold:
-                self.cuts[self.next_cut] = strength
-            self.next_cut += 1
+        seen = reel.end if final else self._seen_up_to(reel.end, self.next_part, FLASH_S)
+        reel.part(self.next_part, seen)
+        self.next_part = seen
+        seen = self.next_part if final else self._seen_up_to(self.next_part, self.next_cut, USUAL_S)
+        strengths = enumerate(cut_strengths(reel, self.next_cut, seen), self.next_cut)
+        self.cuts.update({number: strength for number, strength in strengths if strength >= self.threshold})
+        self.next_cut = seen
         for ramp in ramps(reel, list(self._around(final=final))):
             self._keep(ramp)
 
@@ -472,6 +513,10 @@ class Transitions:
         """Tell whether enough frames came after a frame, up to `last`, to judge it."""
         late = self.reel.times[last - self.reel.first] - self.reel.times[number - self.reel.first] >= seconds
         return last - number >= 2 and bool(late or last - number >= DENSEST_FPS * seconds)
+
+    def _seen_up_to(self, end: int, start: int, seconds: float) -> int:
+        """Return up to which frame, from `start` on, enough frames came before `end` to judge all."""
+        return start + bisect_left(range(start, end), True, key=lambda number: not self._seen(end - 1, number, seconds))
 
     def _keep(self, ramp: Transition) -> None:
         """Put a ramp to the last one if it is the same, seen from another frame."""

@@ -19,6 +19,7 @@ from pipeline.crop import Box, Lines
 from pipeline.media import UPRIGHT
 from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Planes, Strip, halved, hold, strip
 from pipeline.scan import ScanOptions, scan
+from pipeline.transitions import Reel, cut_strengths
 from tests.media import shots, write_video
 
 compiled = pytest.mark.skipif(native.compiled is None, reason="the loops are not compiled")
@@ -105,6 +106,44 @@ def same_lines(lines: Lines, others: Lines) -> bool:
     return same and lines.open == others.open
 
 
+def some_frames(rng: np.random.Generator) -> tuple[list[float], NDArray[np.uint8]]:
+    """Make times at any rate, and tiny pictures with cuts, flashes, noise, repeats and frames of one colour."""
+    count = int(rng.integers(3, 400))
+    steps = rng.choice([0.002, 0.02, 0.04, 0.1, 0.5, 2.0], count, p=[0.1, 0.2, 0.4, 0.2, 0.08, 0.02])
+    scenes = rng.integers(0, 256, (4, *CELLS, 3)).astype(np.float64)
+    scenes[0] = 128.0
+    chosen = rng.choice(4, count, p=[0.1, 0.3, 0.3, 0.3])
+    stays = rng.random(count) < rng.choice([0.3, 0.8, 0.97])
+    for number in range(1, count):
+        chosen[number] = chosen[number - 1] if stays[number] else chosen[number]
+    noise = rng.normal(0, rng.choice([0.0, 2.0, 20.0]), (count, *CELLS, 3)) * (rng.random(count) < 0.7)[:, None, None, None]
+    pictures = np.clip(scenes[chosen] + noise, 0, 255).astype(np.uint8)
+    return steps.cumsum().tolist(), pictures
+
+
+@compiled
+def test_cuts_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+    rng = np.random.default_rng(0)
+    strong = 0
+    for _ in range(60):
+        times_s, pictures = some_frames(rng)
+
+        def told(times_s: list[float] = times_s, pictures: NDArray[np.uint8] = pictures) -> tuple[Any, ...]:
+            reel = Reel()
+            for start in range(0, len(pictures), 50):
+                reel.add(times_s[start : start + 50], pictures[start : start + 50])
+            reel.part(1, reel.end)
+            return reel.change, reel.spread, reel.apart, reel.path, cut_strengths(reel, 1, reel.end)
+
+        ours, theirs = both_ways(monkeypatch, told)
+        assert ours == theirs
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "compiled", portable)
+            assert told() == ours
+        strong += sum(strength >= 3.0 for strength in ours[-1])
+    assert strong > 200
+
+
 @compiled
 def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     plane = np.random.default_rng(0).integers(0, 256, (90, 77)).astype(np.uint8)
@@ -119,8 +158,8 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The loops as a processor without wide registers has them."""
     path = tmp_path_factory.mktemp("portable") / "_native.so"
     include = f"-I{sysconfig.get_paths()['include']}"
-    source = Path(native.__file__).with_name("_native.c")
-    subprocess.run(["cc", "-O1", "-DPORTABLE", "-fPIC", "-shared", include, str(source), "-o", str(path)], check=True)
+    sources = map(str, Path(native.__file__).parent.glob("_*.c"))
+    subprocess.run(["cc", "-O1", "-DPORTABLE", "-fPIC", "-shared", include, *sources, "-o", str(path)], check=True)
     loader = ExtensionFileLoader("pipeline._native", str(path))
     spec = spec_from_file_location("pipeline._native", path, loader=loader)
     assert spec
@@ -206,6 +245,8 @@ PLACES = np.zeros(400, np.int32)
 STATE = np.zeros(16128, np.uint8)
 TINY = np.zeros((12, 16, 3), np.uint8)
 MATRIX = np.ones((3, 4), np.float32)
+LEVELS = np.zeros((4, 576), np.uint8)
+SERIES = np.arange(4.0)
 
 
 @compiled
@@ -238,6 +279,17 @@ MATRIX = np.ones((3, 4), np.float32)
         ("draw", (PLANE, FEW, FEW, MATRIX, TINY[0])),
         ("draw", (PLANE, FEW, FEW, MATRIX, TINY[:0])),
         ("draw", (PLANE, FEW, FEW, MATRIX, np.zeros((1, 1 << 15, 3), np.uint8))),
+        ("compare", (TINY, LEVELS[:2], 2)),
+        ("compare", (TINY, LEVELS, -1)),
+        ("compare", (TINY, LEVELS, 1 << 62)),
+        ("part", (SERIES, SERIES[1:], SERIES, LEVELS, 1, 3, 0.45, 120)),
+        ("part", (SERIES, SERIES, SERIES[1:], LEVELS, 1, 3, 0.45, 120)),
+        ("part", (SERIES, SERIES, SERIES, LEVELS[1:], 1, 3, 0.45, 120)),
+        ("part", (SERIES, SERIES, SERIES, LEVELS, 0, 3, 0.45, 120)),
+        ("part", (SERIES, SERIES, SERIES, LEVELS, 1, 5, 0.45, 120)),
+        ("strengths", (SERIES, SERIES, SERIES, SERIES[1:], True, 1, 3, 0.45, 0.6, 0.8, 120)),
+        ("strengths", (SERIES, SERIES, SERIES, SERIES, True, 0, 3, 0.45, 0.6, 0.8, 120)),
+        ("strengths", (SERIES, SERIES, SERIES, SERIES, True, 1, 5, 0.45, 0.6, 0.8, 120)),
         ("levels", (PLANE.astype(np.uint16), 1.0)),
         ("ratio", (PLANE, FEW, 1)),
         ("ratio", (PLANE, PLANE, 0)),

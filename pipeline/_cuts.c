@@ -1,0 +1,323 @@
+/* The loops of cuts over the last frames of a source, for speed alone: pipeline/transitions.py has the same in NumPy. */
+
+#include "_native.h"
+
+enum { VALUES = 3 * 12 * 16 }; /* of a tiny picture: blue, green and red of its cells */
+
+/* Opens an array of numbers with at least so many. */
+static int open_numbers(PyObject *object, Py_buffer *view, Py_ssize_t least, int flags)
+{
+    return open_bytes(object, view, least * (Py_ssize_t)sizeof(double), flags);
+}
+
+WIDE static unsigned difference(const uint8_t *a, const uint8_t *b)
+{
+    unsigned total = 0;
+    for (int i = 0; i < VALUES; i++)
+        total += (unsigned)(a[i] < b[i] ? b[i] - a[i] : a[i] - b[i]);
+    return total;
+}
+
+PyDoc_STRVAR(compare_doc,
+"compare(pictures, levels, at)\n--\n\n"
+"Take tiny pictures into a reel: how much each differs from the one before, and how much its values spread.\n\n"
+"Args:\n"
+"    pictures: uint8 [n, 12, 16, 3].\n"
+"    levels: uint8 [.., 576]; n rows from row `at` on are filled, colour after colour.\n"
+"    at: 0 for the first of all, which differs from nothing.\n\n"
+"Returns:\n"
+"    Sums of absolute differences, and mean standard deviations of the three colours, each as a list.");
+
+static double spread_of(const uint8_t *colour)
+{
+    enum { COUNT = VALUES / 3 };
+    unsigned sum = 0, squares = 0;
+    for (int i = 0; i < COUNT; i++) {
+        sum += colour[i];
+        squares += (unsigned)colour[i] * colour[i];
+    }
+    return sqrt((double)COUNT * squares - (double)sum * sum) / COUNT;
+}
+
+static PyObject *compare(PyObject *module, PyObject *arguments)
+{
+    PyObject *pictures_object, *levels_object, *differences = NULL, *spreads = NULL, *result = NULL;
+    Py_buffer pictures, levels;
+    Py_ssize_t at;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOn", &pictures_object, &levels_object, &at))
+        return NULL;
+    if (open_bytes(pictures_object, &pictures, 0, PyBUF_SIMPLE) < 0)
+        return NULL;
+    const Py_ssize_t count = pictures.len / VALUES;
+    if (at < 0 || count > PY_SSIZE_T_MAX / VALUES - at) {
+        PyErr_SetString(PyExc_ValueError, "these rows lie outside of the reel");
+        goto close_pictures;
+    }
+    if (open_bytes(levels_object, &levels, (at + count) * VALUES, PyBUF_WRITABLE) < 0)
+        goto close_pictures;
+    if (!(differences = PyList_New(count)) || !(spreads = PyList_New(count)))
+        goto close_levels;
+    const uint8_t *from = pictures.buf;
+    uint8_t *row = (uint8_t *)levels.buf + at * VALUES;
+    for (Py_ssize_t i = 0; i < count; i++, row += VALUES) {
+        for (int j = 0; j < VALUES / 3; j++, from += 3)
+            for (int k = 0; k < 3; k++)
+                row[k * (VALUES / 3) + j] = from[k];
+        double spread = 0;
+        for (int k = 0; k < 3; k++)
+            spread += spread_of(row + k * (VALUES / 3));
+        PyObject *differs = PyLong_FromUnsignedLong(at + i ? difference(row - VALUES, row) : 0);
+        PyObject *spreads_by = PyFloat_FromDouble(spread / 3);
+        if (!differs || !spreads_by || PyList_SetItem(differences, i, differs) < 0 || PyList_SetItem(spreads, i, spreads_by) < 0)
+            goto close_levels;
+    }
+    result = PyTuple_Pack(2, differences, spreads);
+close_levels:
+    Py_XDECREF(differences);
+    Py_XDECREF(spreads);
+    PyBuffer_Release(&levels);
+close_pictures:
+    PyBuffer_Release(&pictures);
+    return result;
+}
+
+/* ---- frames around a frame ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const double *times;
+    Py_ssize_t count;
+    double densest; /* frames a second: where there are more, windows are cut short */
+} Reel;
+
+/* The first place from `low` to `high` at which times are not below a time. */
+static Py_ssize_t bisect(const Reel *reel, double time, Py_ssize_t low, Py_ssize_t high)
+{
+    while (low < high) {
+        const Py_ssize_t middle = low + (high - low) / 2;
+        if (reel->times[middle] < time)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static Py_ssize_t larger(Py_ssize_t a, Py_ssize_t b)
+{
+    return a > b ? a : b;
+}
+
+static Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b)
+{
+    return a < b ? a : b;
+}
+
+/* `Reel.back` and `Reel.ahead`, counted from the first frame that is kept. */
+static Py_ssize_t back(const Reel *reel, Py_ssize_t at, double seconds)
+{
+    const Py_ssize_t low = bisect(reel, reel->times[at] - seconds - 1e-6, 0, at);
+    return larger(0, smaller(larger(low, at - (Py_ssize_t)(reel->densest * seconds)), at - 1));
+}
+
+static Py_ssize_t ahead(const Reel *reel, Py_ssize_t at, double seconds)
+{
+    const Py_ssize_t high = bisect(reel, reel->times[at] + seconds + 1e-6, at, reel->count) - 1;
+    return smaller(reel->count - 1, larger(smaller(high, at + (Py_ssize_t)(reel->densest * seconds)), at + 1));
+}
+
+/* ---- how far apart two sides are ------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(part_doc,
+"part(times, change, apart, levels, start, end, seconds, densest)\n--\n\n"
+"Find out how far apart the two sides of frames are that stick out.\n\n"
+"Args:\n"
+"    times, change: float64 [N].\n"
+"    apart: float64 [N], is changed.\n"
+"    levels: uint8 [N or more, 576].\n"
+"    start, end: of the frames that are looked at, 1 or more and at most N.\n"
+"    seconds: two frames are compared that are at most so far apart.\n"
+"    densest: frames a second that windows are meant for.");
+
+static double nearest(const Reel *reel, const uint8_t *levels, Py_ssize_t at, double seconds)
+{
+    const Py_ssize_t low = back(reel, at, seconds), end = ahead(reel, at - 1, seconds) + 1;
+    const Py_ssize_t step_back = 1 + (at - low) / 10, step = 1 + (end - at) / 10; /* at high rates not all, but these two */
+    unsigned least = UINT32_MAX;
+    for (Py_ssize_t i = at - 1; i >= low; i -= step_back)
+        for (Py_ssize_t j = at; j < end && reel->times[j] - reel->times[i] <= seconds + 1e-6; j += step) {
+            const unsigned differs = difference(levels + i * VALUES, levels + j * VALUES);
+            least = differs < least ? differs : least;
+        }
+    return (double)least / VALUES;
+}
+
+static PyObject *part(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[4], *result = NULL;
+    Py_buffer times, change, apart, levels;
+    Py_ssize_t start, end;
+    double seconds, densest;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOOnndd", &objects[0], &objects[1], &objects[2], &objects[3], &start, &end, &seconds,
+                          &densest))
+        return NULL;
+    if (open_numbers(objects[0], &times, 0, PyBUF_SIMPLE) < 0)
+        return NULL;
+    const Reel reel = {times.buf, times.len / (Py_ssize_t)sizeof(double), densest};
+    if (open_numbers(objects[1], &change, reel.count, PyBUF_SIMPLE) < 0)
+        goto close_times;
+    if (open_numbers(objects[2], &apart, reel.count, PyBUF_WRITABLE) < 0)
+        goto close_change;
+    if (open_bytes(objects[3], &levels, reel.count * VALUES, PyBUF_SIMPLE) < 0)
+        goto close_apart;
+    if (start < 1 || end > reel.count) {
+        PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
+        goto close_levels;
+    }
+    const double *changes = change.buf;
+    for (Py_ssize_t at = start; at < end; at++) {
+        const double after = changes[smaller(at + 1, reel.count - 1)], least = changes[at - 1] < after ? changes[at - 1] : after;
+        if (changes[at] < 1.5 || changes[at] < 1.5 * least)
+            continue;
+        const double found = nearest(&reel, levels.buf, at, seconds);
+        ((double *)apart.buf)[at] = found < changes[at] ? found : changes[at];
+    }
+    result = Py_NewRef(Py_None);
+close_levels:
+    PyBuffer_Release(&levels);
+close_apart:
+    PyBuffer_Release(&apart);
+close_change:
+    PyBuffer_Release(&change);
+close_times:
+    PyBuffer_Release(&times);
+    return result;
+}
+
+/* ---- how strong cuts are --------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(strengths_doc,
+"strengths(times, change, apart, spread, begins, start, end, flash_s, usual_s, one_colour, densest)\n--\n\n"
+"Return how much frames stand out as the first of a shot, 0 for no cut, as a list; see `cut_strength`.\n\n"
+"Args:\n"
+"    times, change, apart, spread: float64 [N].\n"
+"    begins: whether the first frame is the source's first.\n"
+"    start, end: of the frames that are looked at, 1 or more and at most N.\n"
+"    flash_s, usual_s, one_colour, densest: see pipeline/transitions.py.");
+
+typedef struct {
+    Reel reel;
+    const double *change, *apart, *spread;
+    double flash_s, usual_s, one_colour;
+    int begins;
+    double *others; /* room for N numbers */
+} Cuts;
+
+static int in_order(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Collects the changes near a frame; without those to and from one colour, if `telling`. */
+static Py_ssize_t others(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, int telling)
+{
+    Py_ssize_t count = 0;
+    for (Py_ssize_t i = low; i < high; i++) {
+        const double least = i && cuts->spread[i - 1] < cuts->spread[i] ? cuts->spread[i - 1] : cuts->spread[i];
+        if (i != at && !(telling && least < cuts->one_colour))
+            cuts->others[count++] = cuts->apart[i];
+    }
+    return count;
+}
+
+/* Returns what is usual around a frame: of the changes that say anything, the one that three quarters are below. */
+static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high)
+{
+    int plain = 0;
+    for (Py_ssize_t i = larger(0, low - 1); i < high; i++)
+        plain |= cuts->spread[i] < cuts->one_colour;
+    Py_ssize_t count = others(cuts, at, low, high, plain);
+    if (plain && 2 * count < others(cuts, at, low, high, 0))
+        plain = 0; /* unless most are: at a low rate a flash has a third of the frames near it */
+    count = others(cuts, at, low, high, plain);
+    qsort(cuts->others, (size_t)count, sizeof(double), in_order);
+    Py_ssize_t repeated = 0;
+    while (repeated < count && cuts->others[repeated] <= 0.02)
+        repeated++;
+    return repeated < count ? cuts->others[repeated + 3 * (count - repeated) / 4] : 0.0;
+}
+
+static double strength(const Cuts *cuts, Py_ssize_t at)
+{
+    const Reel *reel = &cuts->reel;
+    const Py_ssize_t last = reel->count - 1;
+    const double apart = cuts->apart[at];
+    double most = cuts->change[at - 1];
+    for (Py_ssize_t i = at; i <= smaller(at + 1, last); i++)
+        most = cuts->change[i] > most ? cuts->change[i] : most;
+    if (apart < 1.5 || apart < 0.12 * most)
+        return 0;
+    if (reel->times[last] - reel->times[at] < cuts->flash_s && apart < 0.3 * cuts->change[at])
+        return 0;
+    const Py_ssize_t low = larger(cuts->begins ? 1 : 0, smaller(back(reel, at, cuts->usual_s), at - 2));
+    const Py_ssize_t high = smaller(larger(ahead(reel, at, cuts->usual_s), at + 2) + 1, reel->count);
+    double full = 3.0;
+    for (Py_ssize_t i = at - 1; i <= at; i++)
+        full = cuts->spread[i] > full ? cuts->spread[i] : full;
+    full = full < 15.0 ? full : 15.0;
+    const double around = usual(cuts, at, low, high), share = apart / full;
+    return apart / (around > 0.3 ? around : 0.3) * (share < 1.0 ? share : 1.0);
+}
+
+static PyObject *strengths(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[4], *result = NULL;
+    Py_buffer views[4];
+    Py_ssize_t start, end;
+    Cuts cuts;
+    int opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOOpnndddd", &objects[0], &objects[1], &objects[2], &objects[3], &cuts.begins, &start, &end,
+                          &cuts.flash_s, &cuts.usual_s, &cuts.one_colour, &cuts.reel.densest))
+        return NULL;
+    for (; opened < 4; opened++) {
+        const Py_ssize_t least = opened ? views[0].len / (Py_ssize_t)sizeof(double) : 0;
+        if (open_numbers(objects[opened], &views[opened], least, PyBUF_SIMPLE) < 0)
+            goto close_views;
+    }
+    cuts.reel.times = views[0].buf;
+    cuts.reel.count = views[0].len / (Py_ssize_t)sizeof(double);
+    cuts.change = views[1].buf;
+    cuts.apart = views[2].buf;
+    cuts.spread = views[3].buf;
+    if (start < 1 || end > cuts.reel.count) {
+        PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
+        goto close_views;
+    }
+    if (!(cuts.others = malloc((size_t)views[0].len + sizeof(double)))) {
+        PyErr_NoMemory();
+        goto close_views;
+    }
+    if ((result = PyList_New(end > start ? end - start : 0)))
+        for (Py_ssize_t at = start; at < end; at++) {
+            PyObject *number = PyFloat_FromDouble(strength(&cuts, at));
+            if (!number || PyList_SetItem(result, at - start, number) < 0) {
+                Py_CLEAR(result);
+                break;
+            }
+        }
+    free(cuts.others);
+close_views:
+    while (opened--)
+        PyBuffer_Release(&views[opened]);
+    return result;
+}
+
+PyMethodDef clipmill_cut_methods[] = {
+    {"compare", compare, METH_VARARGS, compare_doc},
+    {"part", part, METH_VARARGS, part_doc},
+    {"strengths", strengths, METH_VARARGS, strengths_doc},
+    {NULL, NULL, 0, NULL},
+};
