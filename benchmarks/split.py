@@ -38,9 +38,10 @@ from scenedetect import AdaptiveDetector, SceneManager, open_video
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
 
 from pipeline import media, scan
+from pipeline.channel import Limits
 from pipeline.config import SplitConfig
 from pipeline.media import plain_video
-from pipeline.sandbox import Limits, Sandbox
+from pipeline.sandbox import Sandbox
 from pipeline.scan import ScanOptions
 from pipeline.stages.split import Split
 from tests.media import shots, write_video

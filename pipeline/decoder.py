@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pipeline.answers import Arrays
+from pipeline.channel import Limits
 from pipeline.records import Source
-from pipeline.sandbox import Arrays, DecodeError, Limits, Sandbox
+from pipeline.sandbox import DecodeError, Sandbox
 from pipeline.sources import SourceError, SourceFiles
 
 

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline.answers import Arrays
+from pipeline.channel import Limits
 from pipeline.config import RunConfig, SplitConfig
 from pipeline.decoder import Decoder
 from pipeline.detectors import THRESHOLDS
 from pipeline.measures import MEASURES
 from pipeline.records import Clip, Outcome, Source, SplitResult, failed
-from pipeline.sandbox import Arrays, Limits
 from pipeline.scan import ScanOptions
 from pipeline.sources import SourceError
 from pipeline.stage import PartitionView, Stage

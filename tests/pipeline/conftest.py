@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from pipeline.channel import Limits
 from pipeline.config import RunConfig, load_run_config
 from pipeline.ingest import IngestReport, ingest
 from pipeline.records import Clip
-from pipeline.sandbox import Limits, Sandbox
+from pipeline.sandbox import Sandbox
 from pipeline.scan import ScanOptions
 from pipeline.spans import Span
 from tests.media import shots, write_image, write_video

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.sandbox import DecodeError, Limits, Sandbox
+from pipeline.channel import Limits
+from pipeline.sandbox import DecodeError, Sandbox
 from pipeline.scan import ScanOptions
 from tests.media import shots, write_image, write_video
 from tests.pipeline.test_sandbox import OPTIONS

@@ -22,8 +22,10 @@ import pytest
 from PIL import Image
 
 from packing.errors import StoreError
+from pipeline.answers import MESSAGE, Answering
+from pipeline.channel import BYTES_PER_S, Limits
 from pipeline.media import IMAGES
-from pipeline.sandbox import BYTES_PER_S, MESSAGE, Answering, DecodeError, Limits, Sandbox, _result
+from pipeline.sandbox import DecodeError, Sandbox, _result
 from pipeline.scan import ScanOptions
 from tests.media import picture, shots, write_video
 
