@@ -36,7 +36,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> tuple
 
 
 def random_planes(rng: np.random.Generator, depth: int, full: bool) -> Planes:
-    height, width = (int(side) for side in rng.integers(2, 500, 2))
+    height, width = int(rng.integers(2, 500)), int(rng.integers(2, 1000))
     few = max(1, height // 2), max(1, width // 2)
     kind = np.dtype(np.uint8 if depth == 8 else "<u2")
     luma, blue, red = (rng.integers(0, 1 << depth, size).astype(kind) for size in ((height, width), few, few))
