@@ -169,7 +169,8 @@ def _torchrun(arguments: Sequence[str]) -> None:
     command = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "training", *arguments, "train.threads=1"]
     click.echo(f"$ OMP_NUM_THREADS=1 {shlex.join(command)}", err=True)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *command[1:]], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", "torch.distributed.run", *command[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
     )
     if done.returncode:
         sys.exit(done.returncode)

@@ -140,7 +140,7 @@ class Sandbox:
             self.close()
         if self._socket is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", "pipeline.sandbox_server", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "pipeline.sandbox_server", str(theirs.fileno())]
             self._server = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_server_environment()
             )
@@ -153,7 +153,7 @@ def _server_environment() -> dict[str, str]:
     # One thread each: these libraries start threads at import, and a fork must find the server with one.
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLIBC_TUNABLES": MALLOC}
     inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
-    return {**inherited, **quiet, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return {**inherited, **quiet, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 
 
 def _started(channel: socket.socket) -> tuple[int, int]:

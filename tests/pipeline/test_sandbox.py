@@ -188,6 +188,15 @@ def test_a_closed_sandbox_starts_again_when_it_is_called(own: Sandbox, short: Pa
     assert frames_of(own, short) == 12
 
 
+def test_a_package_of_the_same_name_where_the_job_runs_is_not_the_decoder(
+    own: Sandbox, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert frames_of(own, short) == 12
+
+
 def test_the_offset_of_the_file_does_not_matter(own: Sandbox, short: Path) -> None:
     with open(short, "rb") as file:
         file.seek(100)
