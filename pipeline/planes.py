@@ -119,8 +119,9 @@ class CompiledStrip:
         luma, blue, red = planes[:3]
         places = _places(luma.shape, blue.shape, red.shape)
         cells = self._cells[len(self._light)]
+        told: Sequence[float]
         told = native.compiled.add(luma, blue, red, places, planes.depth - 8, planes.full, self._state, cells)
-        changed, light, change = (float(number) for number in told)
+        changed, light, change = told
         self._light.append(light)
         self._change.append(change if self._begun else 0.0)
         self._begun = True
@@ -143,8 +144,7 @@ def _places(*shapes: tuple[int, int]) -> NDArray[np.int32]:
     numbers = list[int]()
     for shape, size in zip(shapes, (LUMA, CHROMA, CHROMA), strict=True):
         for length, count in zip(shape, size, strict=True):
-            line = np.arange(length, dtype=np.float32)[None]
-            numbers += cv2.resize(line, (count, 1), interpolation=cv2.INTER_NEAREST)[0].astype(int).tolist()
+            numbers += np.floor(np.arange(count) * (1 / (count / length))).clip(max=length - 1).astype(int).tolist()
     return np.array(numbers, np.int32)
 
 
