@@ -96,6 +96,41 @@ def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
     return path
 
 
+def leave_out_order(path: Path) -> Path:
+    """Patch an mp4 of x264 so that the stream does not tell how many frames are held back to sort them (ITU-T H.264, E.1.1)."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"avcC") + 12  # of the sequence parameters, after their length
+    length = int.from_bytes(data[start - 2 : start], "big")
+    bits = "".join(f"{byte:08b}" for byte in data[start : start + length])
+    at = 32  # after kind, profile, constraints and level
+
+    def number() -> int:
+        nonlocal at
+        zeros = bits.index("1", at) - at
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    number()
+    if data[start + 1] == 100:  # the high profile: form of pixels and their depth, two flags
+        number(), number(), number()
+        at += 2
+    number()
+    if number() == 0:
+        number()
+    number()
+    at += 1
+    number(), number()
+    at += 2 if bits[at] == "1" else 3  # whether all frames are whole ones
+    at += 1
+    if bits[at - 1] == "1":
+        number(), number(), number(), number()
+    assert bits[at] == "1", "nothing follows"
+    shorter = (bits[:at] + "01").ljust(len(bits), "0")
+    data[start : start + length] = int(shorter, 2).to_bytes(length, "big")
+    path.write_bytes(data)
+    return path
+
+
 def write_audio(path: Path, seconds: float = 1.0) -> Path:
     """Write a file with a tone and no picture."""
     with av.open(str(path), "w") as out:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.measures import MEASURES
 from pipeline.media import MediaError, frames_ahead, opened
 from pipeline.media import decoded as decoded_ahead
-from tests.media import decoded, picture, set_matrix, shots, write_audio, write_image, write_video
+from tests.media import decoded, leave_out_order, picture, set_matrix, shots, write_audio, write_image, write_video
 
 Scan = Callable[..., tuple[dict[str, Any], dict[str, NDArray[Any]]]]
 LENGTHS = (12, 9, 16, 7)
@@ -235,6 +235,26 @@ def test_a_header_that_tells_all_is_enough(
         assert (stream.codec_context.pix_fmt is None) == alone
         assert [frame.pts for frame in media.decode(stream)] == wanted
     assert len(wanted) == 32
+
+
+@pytest.mark.parametrize("encoder", [{"bf": "3"}, {"bf": "8", "x264-params": "b-adapt=0"}, {"bf": "0"}])
+@pytest.mark.parametrize("muxer", [{}, {"movflags": "frag_keyframe+empty_moov"}])
+def test_frames_are_sorted_where_the_stream_does_not_tell_how(
+    tmp_path: Path, encoder: dict[str, str], muxer: dict[str, str]
+) -> None:
+    path = write_video(tmp_path / "a.mp4", shots([30, 20]), encoder={"preset": "medium", **encoder}, options=muxer)
+    wanted = times_and_pictures(path)
+    found = times_and_pictures(leave_out_order(path))
+    assert len(wanted[0]) == 50
+    assert found[0] == wanted[0]
+    assert np.array_equal(found[1], wanted[1])
+
+
+def times_and_pictures(path: Path) -> tuple[list[float], list[NDArray[np.uint8]]]:
+    """Decode all frames of an mp4: their times, and their planes."""
+    with open(path, "rb") as file, opened(file, "mov", 1) as (media, stream):
+        frames = list(decoded_ahead(media, stream))
+    return [time_s for time_s, _ in frames], [frame.to_ndarray() for _, frame in frames]
 
 
 def test_sound_beside_a_video_is_not_read(tmp_path: Path) -> None:
