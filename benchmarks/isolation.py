@@ -24,9 +24,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
 
 from pipeline import scan
-from pipeline.channel import Limits
 from pipeline.config import SplitConfig
 from pipeline.media import MediaError, plain_video
+from pipeline.protocol import Limits
 from pipeline.sandbox import DecodeError, Sandbox
 from pipeline.stages.split import Split
 

@@ -38,9 +38,9 @@ from scenedetect import AdaptiveDetector, SceneManager, open_video
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` would be packing.py of this folder
 
 from pipeline import media, scan
-from pipeline.channel import Limits
 from pipeline.config import SplitConfig
 from pipeline.media import plain_video
+from pipeline.protocol import Limits
 from pipeline.sandbox import Sandbox
 from pipeline.scan import ScanOptions
 from pipeline.stages.split import Split

@@ -2,20 +2,12 @@
 
 #include "_native.h"
 
-enum { VALUES = 3 * 12 * 16 }; /* of a tiny picture: blue, green and red of its cells */
+enum { VALUES = 3 * CELLS }; /* blue, green and red */
 
 /* Opens an array of numbers with at least so many. */
 static int open_numbers(PyObject *object, Py_buffer *view, Py_ssize_t least, int flags)
 {
     return open_bytes(object, view, least * (Py_ssize_t)sizeof(double), flags);
-}
-
-WIDE static unsigned difference(const uint8_t *a, const uint8_t *b)
-{
-    unsigned total = 0;
-    for (int i = 0; i < VALUES; i++)
-        total += (unsigned)(a[i] < b[i] ? b[i] - a[i] : a[i] - b[i]);
-    return total;
 }
 
 PyDoc_STRVAR(compare_doc,
@@ -30,13 +22,12 @@ PyDoc_STRVAR(compare_doc,
 
 static double spread_of(const uint8_t *colour)
 {
-    enum { COUNT = VALUES / 3 };
     unsigned sum = 0, squares = 0;
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < CELLS; i++) {
         sum += colour[i];
         squares += (unsigned)colour[i] * colour[i];
     }
-    return sqrt((double)COUNT * squares - (double)sum * sum) / COUNT;
+    return sqrt((double)CELLS * squares - (double)sum * sum) / CELLS;
 }
 
 static PyObject *compare(PyObject *module, PyObject *arguments)
@@ -61,13 +52,13 @@ static PyObject *compare(PyObject *module, PyObject *arguments)
     const uint8_t *from = pictures.buf;
     uint8_t *row = (uint8_t *)levels.buf + at * VALUES;
     for (Py_ssize_t i = 0; i < count; i++, row += VALUES) {
-        for (int j = 0; j < VALUES / 3; j++, from += 3)
+        for (int j = 0; j < CELLS; j++, from += 3)
             for (int k = 0; k < 3; k++)
-                row[k * (VALUES / 3) + j] = from[k];
+                row[k * (CELLS) + j] = from[k];
         double spread = 0;
         for (int k = 0; k < 3; k++)
-            spread += spread_of(row + k * (VALUES / 3));
-        PyObject *differs = PyLong_FromUnsignedLong(at + i ? difference(row - VALUES, row) : 0);
+            spread += spread_of(row + k * (CELLS));
+        PyObject *differs = PyLong_FromUnsignedLong(at + i ? difference(row - VALUES, row, VALUES) : 0);
         PyObject *spreads_by = PyFloat_FromDouble(spread / 3);
         if (!differs || !spreads_by || PyList_SetItem(differences, i, differs) < 0 || PyList_SetItem(spreads, i, spreads_by) < 0)
             goto close_levels;
@@ -146,7 +137,7 @@ static double nearest(const Reel *reel, const uint8_t *levels, Py_ssize_t at, do
     unsigned least = UINT32_MAX;
     for (Py_ssize_t i = at - 1; i >= low; i -= step_back)
         for (Py_ssize_t j = at; j < end && reel->times[j] - reel->times[i] <= seconds + 1e-6; j += step) {
-            const unsigned differs = difference(levels + i * VALUES, levels + j * VALUES);
+            const unsigned differs = difference(levels + i * VALUES, levels + j * VALUES, VALUES);
             least = differs < least ? differs : least;
         }
     return (double)least / VALUES;
@@ -239,9 +230,8 @@ static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t 
     for (Py_ssize_t i = larger(0, low - 1); i < high; i++)
         plain |= cuts->spread[i] < cuts->one_colour;
     Py_ssize_t count = others(cuts, at, low, high, plain);
-    if (plain && 2 * count < others(cuts, at, low, high, 0))
-        plain = 0; /* unless most are: at a low rate a flash has a third of the frames near it */
-    count = others(cuts, at, low, high, plain);
+    if (2 * count < high - low - 1) /* most do not: at a low rate a flash has a third of the frames near it */
+        count = others(cuts, at, low, high, 0);
     qsort(cuts->others, (size_t)count, sizeof(double), in_order);
     Py_ssize_t repeated = 0;
     while (repeated < count && cuts->others[repeated] <= 0.02)

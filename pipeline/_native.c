@@ -23,12 +23,10 @@ static int is_wide(void)
 #endif
 
 enum {
-    ROWS = 72, COLUMNS = 128,              /* luma samples of a frame; of the other planes half as many each way */
-    CELL_ROWS = 12, CELL_COLUMNS = 16,     /* means of these */
-    SAMPLES = ROWS * COLUMNS, FEW = SAMPLES / 4, CELLS = CELL_ROWS * CELL_COLUMNS,
-    PIXELS = FEW * 3,
+    ROWS = 72, COLUMNS = 128,                /* luma samples of a frame; of the other planes half as many each way */
+    SAMPLES = ROWS * COLUMNS, FEW = SAMPLES / 4, PIXELS = FEW * 3,
     BLOCKS = 16, EACH = 4, STRAY_BLOCKS = 2, /* as in pipeline/crop.py */
-    BYTE = 1, WORD = 2                     /* bytes of a sample */
+    BYTE = 1, WORD = 2                       /* bytes of a sample */
 };
 
 static inline unsigned sample_at(const uint8_t *at, Py_ssize_t size)
@@ -174,14 +172,6 @@ WIDE static void colours(const uint8_t *luma, const uint8_t *blue, const uint8_t
         pixels[2 * FEW + i] = clipped((int16_t)(y[i] + scaled((int16_t)(2 * (v[i] - 128)), 18678)));
 }
 
-WIDE static int difference(const uint8_t *a, const uint8_t *b, int count)
-{
-    int total = 0;
-    for (int i = 0; i < count; i++)
-        total += abs(a[i] - b[i]);
-    return total;
-}
-
 PyDoc_STRVAR(add_doc,
 "add(luma, blue, red, places, shift, full, state, cells)\n--\n\n"
 "Sample one frame, and compare it with the one before.\n\n"
@@ -238,7 +228,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     int light = 0;
     for (int i = 0; i < CELLS; i++)
         light += out[3 * i];
-    const int changed = difference(luma, before, SAMPLES), change = difference(pixels, before + SAMPLES, PIXELS);
+    const unsigned changed = difference(luma, before, SAMPLES), change = difference(pixels, before + SAMPLES, PIXELS);
     memcpy(before, luma, SAMPLES);
     memcpy(before + SAMPLES, pixels, PIXELS);
     result = Py_BuildValue("ddd", (double)changed / SAMPLES, (double)light / (255.0 * CELLS),
@@ -540,24 +530,19 @@ AVX2 static inline __m128i row_of(const __m256i *pairs, const int32_t *matrix)
     return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
+/* Of 16 pixels in three times 16 bytes: which bytes of red, of green and of blue each has, and zeros where it has others. */
+static uint8_t interleaving[3][3][16];
+
+static void make_interleaving(void)
+{
+    memset(interleaving, 0x80, sizeof interleaving); /* a zero */
+    for (int byte = 0; byte < 48; byte++)
+        interleaving[byte / 16][byte % 3][byte % 16] = (uint8_t)(byte / 3);
+}
+
 /* Makes at least `AT_ONCE` pixels. */
 AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
 {
-    const __m128i spread[3] = { /* where the 16 bytes of a colour go in three times 16; the other two are the next ones */
-        _mm_setr_epi8(0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1, -1, 5),
-        _mm_setr_epi8(-1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1, 10, -1),
-        _mm_setr_epi8(-1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15, -1, -1),
-    };
-    const __m128i spread_1[3] = {
-        _mm_setr_epi8(-1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1, -1),
-        _mm_setr_epi8(5, -1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1, 10),
-        _mm_setr_epi8(-1, -1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15, -1),
-    };
-    const __m128i spread_2[3] = {
-        _mm_setr_epi8(-1, -1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1),
-        _mm_setr_epi8(-1, 5, -1, -1, 6, -1, -1, 7, -1, -1, 8, -1, -1, 9, -1, -1),
-        _mm_setr_epi8(10, -1, -1, 11, -1, -1, 12, -1, -1, 13, -1, -1, 14, -1, -1, 15),
-    };
     for (Py_ssize_t next = 0; next < count; next += AT_ONCE) {
         const Py_ssize_t x = next < count - AT_ONCE ? next : count - AT_ONCE; /* the last ones overlap with those before */
         const __m256i y = _mm256_loadu_si256((const __m256i *)(levels[0] + x));
@@ -567,9 +552,11 @@ AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix
                                   _mm256_unpackhi_epi16(v, zero)};
         const __m128i first = row_of(pairs, matrix), second = row_of(pairs, matrix + 4), third = row_of(pairs, matrix + 8);
         for (int k = 0; k < 3; k++) {
-            const __m128i two = _mm_or_si128(_mm_shuffle_epi8(first, spread[k]), _mm_shuffle_epi8(second, spread_1[k]));
-            const __m128i bytes = _mm_or_si128(two, _mm_shuffle_epi8(third, spread_2[k]));
-            _mm_storeu_si128((__m128i *)(out + 3 * x + 16 * k), bytes);
+            const __m128i *from = (const __m128i *)interleaving[k];
+            const __m128i one = _mm_shuffle_epi8(first, _mm_loadu_si128(from));
+            const __m128i two = _mm_or_si128(one, _mm_shuffle_epi8(second, _mm_loadu_si128(from + 1)));
+            const __m128i all = _mm_or_si128(two, _mm_shuffle_epi8(third, _mm_loadu_si128(from + 2)));
+            _mm_storeu_si128((__m128i *)(out + 3 * x + 16 * k), all);
         }
     }
 }
@@ -583,6 +570,7 @@ static int make_shuffles(Axis *axis, Py_ssize_t count)
 #define across_wide across
 #define down_wide down
 #define colour_wide colour
+#define make_interleaving() (void)0
 #endif
 
 static void close_layer(Layer *layer)
@@ -1005,6 +993,7 @@ PyMODINIT_FUNC PyInit__native(void)
 {
     make_means(luma_means, OF_LUMA);
     make_means(chroma_means, OF_CHROMA);
+    make_interleaving();
     PyObject *module = PyModule_Create(&definition);
     if (module && PyModule_AddFunctions(module, clipmill_cut_methods) < 0)
         Py_CLEAR(module);

@@ -1,4 +1,4 @@
-/* What the compiled loops share: planes and arrays that come from Python, each checked as it is opened. */
+/* What the compiled loops share: planes and arrays that come from Python, each checked as it is opened, and tiny pictures. */
 
 #ifndef CLIPMILL_NATIVE_H
 #define CLIPMILL_NATIVE_H
@@ -55,6 +55,17 @@ static inline int open_bytes(PyObject *object, Py_buffer *view, Py_ssize_t least
         return -1;
     }
     return 0;
+}
+
+enum { CELL_ROWS = 12, CELL_COLUMNS = 16, CELLS = CELL_ROWS * CELL_COLUMNS }; /* of a tiny picture */
+
+/* Returns the sum of absolute differences. */
+WIDE static unsigned difference(const uint8_t *a, const uint8_t *b, int count)
+{
+    unsigned total = 0;
+    for (int i = 0; i < count; i++)
+        total += (unsigned)abs(a[i] - b[i]);
+    return total;
 }
 
 extern PyMethodDef clipmill_cut_methods[]; /* of _cuts.c */

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.answers import Arrays
-from pipeline.channel import Limits
+from pipeline.protocol import Limits
 from pipeline.records import Source
 from pipeline.sandbox import DecodeError, Sandbox
 from pipeline.sources import SourceError, SourceFiles

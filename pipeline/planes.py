@@ -119,8 +119,8 @@ class CompiledStrip:
         luma, blue, red = planes[:3]
         places = _places(luma.shape, blue.shape, red.shape)
         cells = self._cells[len(self._light)]
-        told: Sequence[float]
-        told = native.compiled.add(luma, blue, red, places, planes.depth - 8, planes.full, self._state, cells)
+        levels = planes.depth - 8, planes.full
+        told: Sequence[float] = native.compiled.add(luma, blue, red, places, *levels, self._state, cells)
         changed, light, change = told
         self._light.append(light)
         self._change.append(change if self._begun else 0.0)

@@ -31,7 +31,7 @@ from typing import IO, Any, BinaryIO
 
 from packing.errors import InputError, StoreError
 from pipeline.answers import MESSAGE, TAIL, Answer, Arrays, is_complete, unpacked
-from pipeline.channel import (
+from pipeline.protocol import (
     NO_ROOM,
     OUT_OF_MEMORY,
     SHORT_OF_MEMORY,

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from pipeline import seccomp
 from pipeline.answers import MESSAGE, Answering, NoRoomError
-from pipeline.channel import (
+from pipeline.protocol import (
     NO_ROOM,
     OUT_OF_MEMORY,
     SHORT_OF_MEMORY,

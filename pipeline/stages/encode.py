@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from packing.codec import VideoCodec, load_codec
 from packing.geometry import Fit, Patch, fit_frame, legal_frames
 from packing.models import model_identity
-from pipeline.channel import Limits
 from pipeline.config import EncodeConfig, RunConfig
 from pipeline.decoder import Decoder
+from pipeline.protocol import Limits
 from pipeline.records import Clip, EncodeResult, Outcome, Source, SplitResult, failed
 from pipeline.sources import SourceError
 from pipeline.spans import Span

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.answers import Arrays
-from pipeline.channel import Limits
 from pipeline.config import RunConfig, SplitConfig
 from pipeline.decoder import Decoder
 from pipeline.detectors import THRESHOLDS
 from pipeline.measures import MEASURES
+from pipeline.protocol import Limits
 from pipeline.records import Clip, Outcome, Source, SplitResult, failed
 from pipeline.scan import ScanOptions
 from pipeline.sources import SourceError

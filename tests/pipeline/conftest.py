@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipeline.channel import Limits
 from pipeline.config import RunConfig, load_run_config
 from pipeline.ingest import IngestReport, ingest
+from pipeline.protocol import Limits
 from pipeline.records import Clip
 from pipeline.sandbox import Sandbox
 from pipeline.scan import ScanOptions

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.channel import Limits
+from pipeline.protocol import Limits
 from pipeline.sandbox import DecodeError, Sandbox
 from pipeline.scan import ScanOptions
 from tests.media import shots, write_image, write_video

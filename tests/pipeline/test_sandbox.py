@@ -23,8 +23,8 @@ from PIL import Image
 
 from packing.errors import StoreError
 from pipeline.answers import MESSAGE, Answering
-from pipeline.channel import BYTES_PER_S, Limits
 from pipeline.media import IMAGES
+from pipeline.protocol import BYTES_PER_S, Limits
 from pipeline.sandbox import DecodeError, Sandbox, _result
 from pipeline.scan import ScanOptions
 from tests.media import picture, shots, write_video

@@ -21,10 +21,10 @@ from torch import Tensor
 
 import clipmill
 from packing.errors import ConfigError, ModelError
-from pipeline.channel import Limits
 from pipeline.config import SplitConfig
 from pipeline.detectors import Detector, detector
 from pipeline.planes import FRAMES, Planes, Strip
+from pipeline.protocol import Limits
 from pipeline.scenes import read_arguments
 from pipeline.stages.split import Split
 from pipeline.transnet import SIZE, Runs, TransNet, TransNetDetector, Windows, network, weights_sha256
