@@ -6,8 +6,8 @@ windows in seconds of presentation time, whatever the frame rate. Three rules:
 - A **cut** lies between two sides no frames of which are alike, and it stands out from what changes around it. A flash, or a
   strobe light, has frames alike on both sides, and is no cut.
 - A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
-  steady pace, and keep still before and after. What pans, moves or grows changes cell after cell; what gets lighter or darker
-  keeps its structure.
+  steady pace, and keep still before and after; or, where shots move, two pictures that are not alike cancel out in their mix.
+  What pans, moves or grows changes cell after cell; what gets lighter or darker keeps its structure.
 - Cuts and ramps with next to nothing between them, or with nothing but frames of one colour, are one transition.
 
 Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
@@ -44,6 +44,7 @@ REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are lo
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp
 ONE_COLOUR = 0.8  # levels that a picture of one colour spreads at most
 ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
+PLATEAU_S = 0.2  # longer pictures of nearly one colour are no turn of a fade
 MOST_BACK = 0.5  # of the change at one end of a flash that may be left between what lies before and after it
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
@@ -237,8 +238,8 @@ def _ramp_at(reel: Reel, number: int, low: int, high: int, direction: Cells) -> 
     if ends is None:
         return None
     start, stop = ends
-    share = _share(np.array(times), cells, start, stop, reel.spread[inside])
-    return Transition(start=first + start + 1, end=first + stop) if share else None
+    is_ramp = _is_ramp(np.array(times), cells, start, stop, reel.spread[inside])
+    return Transition(start=first + start + 1, end=first + stop) if is_ramp else None
 
 
 def _middle(values: Cells) -> float:
@@ -353,10 +354,11 @@ def _walk(times: Sequence[float], progress: Sequence[float], at: int, step: int,
     return at
 
 
-def _share(times: Series, cells: Cells, start: int, stop: int, spread: Sequence[float]) -> float:
-    """Return the share of values that go steadily from their level at one frame to that at another, and keep still around.
+def _is_ramp(times: Series, cells: Cells, start: int, stop: int, spread: Sequence[float]) -> bool:
+    """Tell whether the frames between two frames are mixes of them.
 
-    0 if too little changes, or nothing but the light.
+    Most values go straight from their level at the one frame to that at the other, and keep still before and after. In shots
+    that move they do not keep still; there the mix itself tells: two pictures that are not alike cancel out in it.
     """
     a, b = cells[start], cells[stop]
     size = np.abs(b - a)
@@ -364,23 +366,39 @@ def _share(times: Series, cells: Cells, start: int, stop: int, spread: Sequence[
     full = min(15.0, max(3.0, spread_a, spread_b))
     # Black bars take no part.
     lit = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
-    if not lit.any() or _middle(size[np.tile(lit, 3)]) < full:
-        return 0.0
+    if not lit.any() or (usual := _middle(size[np.tile(lit, 3)])) < full:
+        return False
     changes = size > max(1.0, 0.25 * float(size @ _MEAN))
     if np.count_nonzero(changes) < 0.65 * max(0.25, np.count_nonzero(lit) / len(lit)) * len(changes):
-        return 0.0
+        return False
     shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)
     off = np.abs(cells[start : stop + 1] - a - shares * (b - a))
-    goes = changes & (off.sum(axis=0) < len(off) * (0.12 * size + 0.3))
+    straight = changes & (off.sum(axis=0) < len(off) * (0.12 * size + 0.3))
     around = max(0.15, 0.3 * (times[stop] - times[start]))
+    goes = straight
     # Next to one colour: there a fade turns round, and there is no structure to compare.
     plain_a, plain_b = spread_a < max(1.0, 0.2 * spread_b), spread_b < max(1.0, 0.2 * spread_a)
     if not plain_a:
-        goes &= _still(cells[(times >= times[start] - around) & (times <= times[start])], a, size)
+        goes = goes & _still(cells[(times >= times[start] - around) & (times <= times[start])], a, size)
     if not plain_b:
-        goes &= _still(cells[(times >= times[stop]) & (times <= times[stop] + around)], b, size)
-    share = np.count_nonzero(goes) / np.count_nonzero(changes)
-    return share if share >= LEAST_SHARE and (plain_a or plain_b or _differ(a, b, 0.55 * full)) else 0.0
+        goes = goes & _still(cells[(times >= times[stop]) & (times <= times[stop] + around)], b, size)
+    share, moving = (float(np.count_nonzero(which) / np.count_nonzero(changes)) for which in (goes, straight))
+    if plain_a or plain_b:
+        return share >= LEAST_SHARE
+    # A mix is near to both, has no more structure than they have, and leads to another picture. What moves while a camera sets
+    # its exposure adds structure; a scene in another light is much like what it was.
+    sag, likeness = 2 * spread[(start + stop) // 2] / (spread_a + spread_b), _likeness(a, b)
+    if sag > 1.02 or likeness > 0.9 or off[1:-1].mean() > 0.2 * size.mean():
+        return False
+    if not _differ(a, b, 0.55 * full):  # nor do two cards, of which most is of one colour
+        return share >= 0.8 and usual >= 70 and likeness < 0.6
+    return share >= LEAST_SHARE or (moving >= LEAST_SHARE and sag <= 0.88 and likeness <= 0.45)
+
+
+def _likeness(a: Cells, b: Cells) -> float:
+    """Return the correlation of two pictures without their means: 1 where only the light differs, about 0 of two scenes."""
+    x, y = (picture.reshape(3, -1) - picture.reshape(3, -1).mean(axis=1, keepdims=True) for picture in (a, b))
+    return float((x * y).sum() / max(1e-6, np.sqrt((x * x).sum() * (y * y).sum())))
 
 
 def _differ(a: Cells, b: Cells, least: float) -> bool:
@@ -441,7 +459,8 @@ def _fade_end(times: Sequence[float], spread: Sequence[float], at: int) -> int:
         pace = (spread[number - 1] - spread[0]) / max(1, number - 1)
         if begun and rise < 0.4 * pace:
             break
-        if not begun and spread[number] < spread[number - 1] - 0.5:
+        waits = spread[0] > ONE_COLOUR and abs(times[number] - times[at]) > PLATEAU_S  # what is not quite plain is a shot
+        if not begun and (waits or spread[number] < spread[number - 1] - 0.5):
             break
         begun = begun or spread[number] > 2 * max(ONE_COLOUR, spread[0])
         found = number if begun else found

