@@ -189,20 +189,21 @@ close_times:
 /* ---- how strong cuts are --------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(strengths_doc,
-"strengths(times, change, apart, spread, begins, start, end, flash_s, usual_s, one_colour, densest)\n--\n\n"
+"strengths(times, change, apart, spread, begins, start, end, flash_s, usual_s, repeat_s, one_colour, densest)\n--\n\n"
 "Return how much frames stand out as the first of a shot, 0 for no cut, as a list; see `cut_strength`.\n\n"
 "Args:\n"
 "    times, change, apart, spread: float64 [N].\n"
 "    begins: whether the first frame is the source's first.\n"
 "    start, end: of the frames that are looked at, 1 or more and at most N.\n"
-"    flash_s, usual_s, one_colour, densest: see pipeline/transitions.py.");
+"    flash_s, usual_s, repeat_s, one_colour, densest: see pipeline/transitions.py.");
 
 typedef struct {
     Reel reel;
     const double *change, *apart, *spread;
-    double flash_s, usual_s, one_colour;
+    double flash_s, usual_s, repeat_s, one_colour;
     int begins;
     double *others; /* room for N numbers */
+    signed char *repeats; /* whether each frame repeats another, -1 where that is not known yet */
 } Cuts;
 
 static int in_order(const void *a, const void *b)
@@ -211,13 +212,29 @@ static int in_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Collects the changes near a frame; without those to and from one colour, if `telling`. */
+/* Tells whether a frame shows the one before again, or nearly so, between others that do not. */
+static int repeats(const Cuts *cuts, Py_ssize_t at)
+{
+    if (cuts->repeats[at] < 0) {
+        const double *times = cuts->reel.times, *change = cuts->change;
+        double before = 0.0, after = 0.0;
+        for (Py_ssize_t i = at - 1; i >= 0 && times[i] >= times[at] - cuts->repeat_s; i--)
+            before = change[i] > before ? change[i] : before;
+        for (Py_ssize_t i = at + 1; i < cuts->reel.count && times[i] <= times[at] + cuts->repeat_s; i++)
+            after = change[i] > after ? change[i] : after;
+        const double little = 0.1 * (before < after ? before : after);
+        cuts->repeats[at] = change[at] <= (little > 0.02 ? little : 0.02);
+    }
+    return cuts->repeats[at];
+}
+
+/* Collects the changes near a frame that say anything; without those to and from one colour, if `telling`. */
 static Py_ssize_t others(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, int telling)
 {
     Py_ssize_t count = 0;
     for (Py_ssize_t i = low; i < high; i++) {
         const double least = i && cuts->spread[i - 1] < cuts->spread[i] ? cuts->spread[i - 1] : cuts->spread[i];
-        if (i != at && !(telling && least < cuts->one_colour))
+        if (i != at && !repeats(cuts, i) && !(telling && least < cuts->one_colour))
             cuts->others[count++] = cuts->apart[i];
     }
     return count;
@@ -229,14 +246,12 @@ static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t 
     int plain = 0;
     for (Py_ssize_t i = larger(0, low - 1); i < high; i++)
         plain |= cuts->spread[i] < cuts->one_colour;
-    Py_ssize_t count = others(cuts, at, low, high, plain);
-    if (2 * count < high - low - 1) /* most do not: at a low rate a flash has a third of the frames near it */
+    const Py_ssize_t all = others(cuts, at, low, high, 0);
+    Py_ssize_t count = plain ? others(cuts, at, low, high, 1) : all;
+    if (2 * count < all) /* most do not: at a low rate a flash has a third of the frames near it */
         count = others(cuts, at, low, high, 0);
     qsort(cuts->others, (size_t)count, sizeof(double), in_order);
-    Py_ssize_t repeated = 0;
-    while (repeated < count && cuts->others[repeated] <= 0.02)
-        repeated++;
-    return repeated < count ? cuts->others[repeated + 3 * (count - repeated) / 4] : 0.0;
+    return count ? cuts->others[3 * count / 4] : 0.0;
 }
 
 static double strength(const Cuts *cuts, Py_ssize_t at)
@@ -269,8 +284,8 @@ static PyObject *strengths(PyObject *module, PyObject *arguments)
     Cuts cuts;
     int opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOOpnndddd", &objects[0], &objects[1], &objects[2], &objects[3], &cuts.begins, &start, &end,
-                          &cuts.flash_s, &cuts.usual_s, &cuts.one_colour, &cuts.reel.densest))
+    if (!PyArg_ParseTuple(arguments, "OOOOpnnddddd", &objects[0], &objects[1], &objects[2], &objects[3], &cuts.begins, &start, &end,
+                          &cuts.flash_s, &cuts.usual_s, &cuts.repeat_s, &cuts.one_colour, &cuts.reel.densest))
         return NULL;
     for (; opened < 4; opened++) {
         const Py_ssize_t least = opened ? views[0].len / (Py_ssize_t)sizeof(double) : 0;
@@ -286,10 +301,13 @@ static PyObject *strengths(PyObject *module, PyObject *arguments)
         PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
         goto close_views;
     }
-    if (!(cuts.others = malloc((size_t)views[0].len + sizeof(double)))) {
+    cuts.others = malloc((size_t)views[0].len + sizeof(double));
+    cuts.repeats = malloc((size_t)cuts.reel.count + 1);
+    if (!cuts.others || !cuts.repeats) {
         PyErr_NoMemory();
-        goto close_views;
+        goto free_room;
     }
+    memset(cuts.repeats, -1, (size_t)cuts.reel.count);
     if ((result = PyList_New(end > start ? end - start : 0)))
         for (Py_ssize_t at = start; at < end; at++) {
             PyObject *number = PyFloat_FromDouble(strength(&cuts, at));
@@ -298,7 +316,9 @@ static PyObject *strengths(PyObject *module, PyObject *arguments)
                 break;
             }
         }
+free_room:
     free(cuts.others);
+    free(cuts.repeats);
 close_views:
     while (opened--)
         PyBuffer_Release(&views[opened]);

@@ -18,7 +18,7 @@ Legend: N frames, K values of a tiny picture (blue, green, red × cells), levels
 import itertools
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression, median
 from typing import ClassVar, TypeAlias
@@ -44,6 +44,7 @@ REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are lo
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp
 ONE_COLOUR = 0.8  # levels that a picture of one colour spreads at most
 ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
+REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 PLATEAU_S = 0.2  # longer pictures of nearly one colour are no turn of a fade
 MOST_BACK = 0.5  # of the change at one end of a flash that may be left between what lies before and after it
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
@@ -174,10 +175,11 @@ def _compared(pictures: NDArray[np.uint8], levels: Levels, at: int) -> tuple[lis
 # ---- cuts --------------------------------------------------------------------------------------------------------------
 
 
-def cut_strength(reel: Reel, number: int) -> float:
+def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
     """Return how much a frame stands out as the first of a shot: its `apart` over what is usual around it; 0 for no cut.
 
     Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
+    Frames that repeat others say nothing of what is usual: of a film at 24 frames a second in a video at 60 they are most.
     """
     at = number - reel.first
     apart = reel.apart[at]
@@ -189,26 +191,40 @@ def cut_strength(reel: Reel, number: int) -> float:
         return 0.0
     low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
     high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
-    others = [*reel.apart[low:at], *reel.apart[at + 1 : high]]
+    numbers = [other for other in range(low, min(high, len(reel.apart))) if other != at and other not in repeats]
     if min(reel.spread[max(0, low - 1) : high]) < ONE_COLOUR:
         # Changes to and from one colour say nothing, unless most are: at a low rate a flash has a third of the frames near it.
-        numbers = (other for other in range(low, min(high, len(reel.apart))) if other != at)
-        telling = [reel.apart[other] for other in numbers if min(reel.spread[max(0, other - 1) : other + 1]) >= ONE_COLOUR]
-        others = telling if 2 * len(telling) >= len(others) else others
-    others.sort()
-    repeated = bisect_right(others, 0.02)  # frames that say nothing
+        telling = [number for number in numbers if min(reel.spread[max(0, number - 1) : number + 1]) >= ONE_COLOUR]
+        numbers = telling if 2 * len(telling) >= len(numbers) else numbers
+    others = sorted(reel.apart[number] for number in numbers)
     # Not the largest: there may be other cuts nearby.
-    usual = others[repeated + 3 * (len(others) - repeated) // 4] if repeated < len(others) else 0.0
+    usual = others[3 * len(others) // 4] if others else 0.0
     full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
     return apart / max(usual, 0.3) * min(1.0, apart / full)
+
+
+def _repeats(reel: Reel, start: int) -> Container[int]:
+    """Tell the frames that show the one before again, or nearly so, between others that do not; by their places in the reel.
+
+    Of those that count for a frame from `start` on.
+    """
+    change, times, found = reel.change, reel.times, set[int]()
+    for at in range(max(0, min(reel.back(start, USUAL_S), start - 2) - reel.first), len(change)):
+        first = bisect_left(times, times[at] - REPEAT_S, 0, at)
+        end = bisect_right(times, times[at] + REPEAT_S, at)
+        least = min(max(change[first:at], default=0.0), max(change[at + 1 : end], default=0.0))
+        if change[at] <= max(0.02, 0.1 * least):
+            found.add(at)
+    return found
 
 
 def cut_strengths(reel: Reel, start: int, end: int) -> list[float]:
     """Return the `cut_strength` of frames `[start, end)`."""
     if not native.compiled:
-        return [cut_strength(reel, number) for number in range(start, end)]
+        repeats = _repeats(reel, start) if start < end else ()
+        return [cut_strength(reel, number, repeats) for number in range(start, end)]
     series, places = (reel.times, reel.change, reel.apart, reel.spread), (start - reel.first, end - reel.first)
-    bounds = FLASH_S, USUAL_S, ONE_COLOUR, DENSEST_FPS
+    bounds = FLASH_S, USUAL_S, REPEAT_S, ONE_COLOUR, DENSEST_FPS
     strengths: list[float] = native.compiled.strengths(*series, reel.first == 0, *places, *bounds)
     return strengths
 

@@ -122,6 +122,18 @@ def test_frames_shown_twice_change_nothing() -> None:
     assert found(np.repeat(pictures, 3, axis=0), fps=3 * FPS) == [(3 * 48, 3 * 48)]
 
 
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_what_moves_fast_among_frames_that_are_nearly_shown_again_is_not_cut(times: int) -> None:
+    """As a film at 24 frames a second is in a video at 60, when that is encoded again."""
+    jumps = np.random.default_rng(1).integers(2, 4, 24).cumsum()
+    wide = np.random.default_rng(2).integers(0, 256, (4, 90, 3)).astype(np.uint8).repeat(18, axis=0).repeat(16, axis=1)
+    moving = np.stack([wide[:, at : at + WIDTH] for at in jumps]).repeat(times, axis=0)
+    noise = np.random.default_rng(3).normal(0, 6, moving.shape)
+    still = shot(scene("gray", motion="still"), 48)
+    pictures = np.concatenate([still, (moving + noise).clip(0, 255).astype(np.uint8)])
+    assert found(pictures, fps=12 * times) == [(48, 48)]
+
+
 # ---- flashes -----------------------------------------------------------------------------------------------------------
 
 
