@@ -611,10 +611,11 @@ class Transitions:
 
     def _no_shot(self, before: tuple[int, int], after: tuple[int, int]) -> bool:
         """Tell whether what lies between two spans is no shot. Where a fade turns round it is not quite of one colour."""
-        spread, first = self.reel.spread, self.reel.first
-        outside = min(spread[max(0, before[0] - 1 - first)], spread[min(after[1], self.reel.end - 1) - first])
+        spread, times, first, last = self.reel.spread, self.reel.times, self.reel.first, self.reel.end - 1
+        outside = min(spread[max(0, before[0] - 1 - first)], spread[min(after[1], last) - first])
         fades = before[0] < before[1] or after[0] < after[1]
-        most = max(ONE_COLOUR, 0.3 * outside) if fades else ONE_COLOUR
+        turns = times[min(after[0], last) - first] - times[before[1] - first] <= PLATEAU_S
+        most = max(ONE_COLOUR, (0.3 if turns else 0.1) * outside) if fades else ONE_COLOUR
         short = after[0] - before[1] < self.min_shot_frames
         return short or self._one_colour(before[1], after[0], most) or self._flashes(before[1], after[0])
 

@@ -296,6 +296,17 @@ def test_a_dissolve_to_an_empty_scene_ends_before_something_comes_into_it(of: Sc
     assert (start, end) == pytest.approx((48, 64), abs=1)
 
 
+@pytest.mark.parametrize("frames", [12, 20])
+def test_a_short_shot_of_little_contrast_before_a_dissolve_is_a_shot(frames: int) -> None:
+    bars = (np.arange(WIDTH) // 12 % 2 * 250)[:, None] + np.zeros((60, HEIGHT, 1, 3))
+    pale = np.linspace(90, 150, WIDTH)[:, None] + np.zeros((frames + 12, HEIGHT, 1, 3))
+    other = shot(SECOND, 60)
+    other[:, :20], other[:, -20:] = BLACK, WHITE
+    first, second = found(bars.astype(np.uint8), dissolved(pale.astype(np.uint8), other, 12))
+    assert first == (60, 60)
+    assert second == pytest.approx((60 + frames, 72 + frames), abs=2)
+
+
 @pytest.mark.parametrize(
     ("of", "gain"),
     [
