@@ -120,13 +120,14 @@ static Py_ssize_t ahead(const Reel *reel, Py_ssize_t at, double seconds)
 /* ---- how far apart two sides are ------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(part_doc,
-"part(times, change, apart, levels, start, end, seconds, densest)\n--\n\n"
-"Find out how far apart the two sides of frames are that stick out.\n\n"
+"part(times, change, apart, levels, start, end, all_frames, seconds, densest)\n--\n\n"
+"Find out how far apart the two sides of frames are.\n\n"
 "Args:\n"
 "    times, change: float64 [N].\n"
 "    apart: float64 [N], is changed.\n"
 "    levels: uint8 [N or more, 576].\n"
 "    start, end: of the frames that are looked at, 1 or more and at most N.\n"
+"    all_frames: whether not only those are looked at that stick out from their neighbours.\n"
 "    seconds: two frames are compared that are at most so far apart.\n"
 "    densest: frames a second that windows are meant for.");
 
@@ -149,9 +150,10 @@ static PyObject *part(PyObject *module, PyObject *arguments)
     Py_buffer times, change, apart, levels;
     Py_ssize_t start, end;
     double seconds, densest;
+    int all_frames;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOOnndd", &objects[0], &objects[1], &objects[2], &objects[3], &start, &end, &seconds,
-                          &densest))
+    if (!PyArg_ParseTuple(arguments, "OOOOnnpdd", &objects[0], &objects[1], &objects[2], &objects[3], &start, &end, &all_frames,
+                          &seconds, &densest))
         return NULL;
     if (open_numbers(objects[0], &times, 0, PyBUF_SIMPLE) < 0)
         return NULL;
@@ -169,7 +171,7 @@ static PyObject *part(PyObject *module, PyObject *arguments)
     const double *changes = change.buf;
     for (Py_ssize_t at = start; at < end; at++) {
         const double after = changes[smaller(at + 1, reel.count - 1)], least = changes[at - 1] < after ? changes[at - 1] : after;
-        if (changes[at] < 1.5 || changes[at] < 1.5 * least)
+        if (!all_frames && (changes[at] < 1.5 || changes[at] < 1.5 * least))
             continue;
         const double found = nearest(&reel, levels.buf, at, seconds);
         ((double *)apart.buf)[at] = found < changes[at] ? found : changes[at];

@@ -112,19 +112,25 @@ class Reel:
         self.path.extend(itertools.accumulate(change[1:], initial=change[0] + (self.path[-1] if self.path else 0.0)))
         self.spread.extend(spread)
 
-    def part(self, start: int, end: int) -> None:
-        """Find out how far apart the two sides of frames `[start, end)` are that stick out; what follows them must be there."""
+    def part(self, start: int, end: int, *, all_frames: bool = False) -> None:
+        """Find out how far apart the two sides of frames `[start, end)` are; what follows them must be there.
+
+        Of those that stick out from their neighbours, unless it is of all.
+        """
         first, last = start - self.first, end - self.first
         if native.compiled:
-            native.compiled.part(self.times, self.change, self.apart, self.levels, first, last, FLASH_S, DENSEST_FPS)
+            series, bounds = (self.times, self.change, self.apart, self.levels), (FLASH_S, DENSEST_FPS)
+            native.compiled.part(*series, first, last, all_frames, *bounds)
         else:
             for at in range(first, last):
-                self._part(at)
+                if all_frames or self._sticks_out(at):
+                    self._part(at)
+
+    def _sticks_out(self, at: int) -> bool:
+        change, last = self.change[at], len(self.change) - 1
+        return change >= 1.5 and change >= 1.5 * min(self.change[at - 1], self.change[min(at + 1, last)])
 
     def _part(self, at: int) -> None:
-        change, last = self.change[at], len(self.change) - 1
-        if change < 1.5 or change < 1.5 * min(self.change[at - 1], self.change[min(at + 1, last)]):
-            return
         low, high = (
             place - self.first for place in (self.back(at + self.first, FLASH_S), self.ahead(at - 1 + self.first, FLASH_S))
         )
@@ -135,7 +141,7 @@ class Reel:
         nearest, _ = cv2.batchDistance(  # of each earlier one, the sum of absolute differences
             self.cells[earlier], self.cells[later], cv2.CV_32F, normType=cv2.NORM_L1, K=1, mask=near.astype(np.uint8)
         )
-        self.apart[at] = min(change, float(nearest.min()) / _VALUES)
+        self.apart[at] = min(self.change[at], float(nearest.min()) / _VALUES)
 
     def back(self, number: int, seconds: float) -> int:
         """Return the first frame at most so many seconds before a frame, at least the one before it where there is one."""
@@ -529,8 +535,13 @@ class Transitions:
         reel.part(self.next_part, seen)
         self.next_part = seen
         seen = self.next_part if final else self._seen_up_to(self.next_part, self.next_cut, USUAL_S)
-        strengths = enumerate(cut_strengths(reel, self.next_cut, seen), self.next_cut)
-        self.cuts.update({number: strength for number, strength in strengths if strength >= self.threshold})
+        for number, strength in enumerate(cut_strengths(reel, self.next_cut, seen), self.next_cut):
+            if strength >= self.threshold:
+                # A flash that goes out over some frames has some that do not stick out from the others.
+                reel.part(number, number + 1, all_frames=True)
+                (strength,) = cut_strengths(reel, number, number + 1)
+            if strength >= self.threshold:
+                self.cuts[number] = strength
         self.next_cut = seen
         for ramp in ramps(reel, list(self._around(final=final))):
             self._keep(ramp)
