@@ -134,10 +134,13 @@ PyDoc_STRVAR(part_doc,
 static double nearest(const Reel *reel, const uint8_t *levels, Py_ssize_t at, double seconds)
 {
     const Py_ssize_t low = back(reel, at, seconds), end = ahead(reel, at - 1, seconds) + 1;
-    const Py_ssize_t step_back = 1 + (at - low) / 10, step = 1 + (end - at) / 10; /* at high rates not all, but these two */
     unsigned least = UINT32_MAX;
-    for (Py_ssize_t i = at - 1; i >= low; i -= step_back)
-        for (Py_ssize_t j = at; j < end && reel->times[j] - reel->times[i] <= seconds + 1e-6; j += step) {
+    /* All near ones, and fewer of those further away, at no even pace: strobe lights have one. */
+    for (Py_ssize_t before = 0; at - 1 - before >= low; before += 1 + before / 5)
+        for (Py_ssize_t after = 0; at + after < end; after += 1 + after / 5) {
+            const Py_ssize_t i = at - 1 - before, j = at + after;
+            if (reel->times[j] - reel->times[i] > seconds + 1e-6)
+                break;
             const unsigned differs = difference(levels + i * VALUES, levels + j * VALUES, VALUES);
             least = differs < least ? differs : least;
         }

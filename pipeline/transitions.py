@@ -135,7 +135,7 @@ class Reel:
             place - self.first for place in (self.back(at + self.first, FLASH_S), self.ahead(at - 1 + self.first, FLASH_S))
         )
         sides = np.arange(at - 1, low - 1, -1), np.arange(at, high + 1)
-        earlier, later = (side[:: 1 + len(side) // 10] for side in sides)  # at high rates not all, but these two
+        earlier, later = (side[_nearest_first(len(side))] for side in sides)
         times = np.array(self.times[low : high + 1])
         near = times[later - low] - times[earlier - low, None] <= FLASH_S + 1e-6
         nearest, _ = cv2.batchDistance(  # of each earlier one, the sum of absolute differences
@@ -161,6 +161,14 @@ class Reel:
         for rows in (self.levels, self.cells):
             rows[: len(self.times)] = rows[count : count + len(self.times)]
         self.first += count
+
+
+def _nearest_first(count: int) -> list[int]:
+    """Choose among so many frames that are compared: all near ones, and fewer of those further away, at no even pace."""
+    chosen = [0]
+    while (number := chosen[-1] + 1 + chosen[-1] // 5) < count:
+        chosen.append(number)
+    return chosen
 
 
 def _compared(pictures: NDArray[np.uint8], levels: Levels, at: int) -> tuple[list[float], list[float]]:

@@ -211,6 +211,22 @@ def test_cuts_that_follow_each_other_for_ever_end_before_they_are_forgotten(held
     assert all(before.end <= after.start for before, after in pairwise(given))
 
 
+@pytest.mark.parametrize("pace", [3, 4, 6])
+def test_a_short_strobe_at_a_high_rate_is_no_cut(pace: int) -> None:
+    pictures = shot(FIRST, 100, fps=50)
+    pictures[40:62:pace] = WHITE
+    assert found(pictures, fps=50) == []
+
+
+@pytest.mark.parametrize("fps", [12, 24, 50])
+@pytest.mark.parametrize("of", [FIRST, SECOND, THIRD], ids=["grass", "sunset", "sky"])
+def test_a_flash_that_goes_out_over_some_frames_is_no_cut(of: Scene, fps: int) -> None:
+    pictures = shot(of, 72, fps=fps).astype(np.float64)
+    for number, gain in enumerate((3.0, 2.2, 1.5, 1.2), 30):
+        pictures[number] = pictures[number] * gain + 40 * (gain - 1)
+    assert found(pictures.clip(0, 255).astype(np.uint8), fps=fps) == []
+
+
 # ---- fades and dissolves -----------------------------------------------------------------------------------------------
 
 
