@@ -41,6 +41,7 @@ Holds = NDArray[np.bool_]  # [n]
 FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
 USUAL_S = 0.6  # on both sides of a cut: what it has to stand out from
 REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are looked for
+LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp
 ONE_COLOUR = 0.8  # levels that a picture of one colour spreads at most
 ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
@@ -215,6 +216,13 @@ def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
     usual = others[3 * len(others) // 4] if others else 0.0
     full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
     return apart / max(usual, 0.3) * min(1.0, apart / full)
+
+
+def changed_share(reel: Reel, number: int) -> float:
+    """Return the share of a picture that changes at a frame, of what changes by a tenth as much as the most of it."""
+    before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
+    change = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)  # of each cell
+    return float((change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))).mean())
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:
@@ -548,7 +556,7 @@ class Transitions:
                 # A flash that goes out over some frames has some that do not stick out from the others.
                 reel.part(number, number + 1, all_frames=True)
                 (strength,) = cut_strengths(reel, number, number + 1)
-            if strength >= self.threshold:
+            if strength >= self.threshold and changed_share(reel, number) >= LEAST_CHANGED:
                 self.cuts[number] = strength
         self.next_cut = seen
         for ramp in ramps(reel, list(self._around(final=final))):

@@ -22,9 +22,11 @@ BLACK, WHITE = 0, 255
 AT_ONCE = 16  # frames that a detector is given
 
 
-def scene(ground: str, shape: str = "square", motion: str = "right", *, colour: str = "red", x: float = 0.5) -> Scene:
+def scene(
+    ground: str, shape: str = "square", motion: str = "right", *, colour: str = "red", x: float = 0.5, radius: float = 0.22
+) -> Scene:
     rgb = {"red": (215, 35, 40), "yellow": (240, 220, 45), "blue": (40, 75, 225)}[colour]
-    drawn = Shape(shape=shape, colour=colour, motion=motion, speed="fast", radius=0.22, x=x, y=0.5, angle=0.1, rgb=rgb)
+    drawn = Shape(shape=shape, colour=colour, motion=motion, speed="fast", radius=radius, x=x, y=0.5, angle=0.1, rgb=rgb)
     _, first, second = BACKGROUNDS[ground]
     return Scene(shapes=(drawn,), background=ground, seconds=2.0, aspect=4 / 3, texture=7, palette=(first, second))
 
@@ -107,7 +109,18 @@ def test_a_cut_between_two_spoiled_shots_is_a_cut(defect: str) -> None:
 
 
 def test_a_cut_between_scenes_on_one_background_is_a_cut() -> None:
-    assert found(shot(scene("gray", x=0.4), 48), shot(scene("gray", "star", colour="blue", x=0.9), 48)) == [(48, 48)]
+    first, second = scene("gray", x=0.4, radius=0.3), scene("gray", "circle", colour="blue", x=0.9, radius=0.3)
+    assert found(shot(first, 48), shot(second, 48)) == [(48, 48)]
+
+
+@pytest.mark.parametrize("of", [FIRST, SECOND, THIRD], ids=["grass", "sunset", "sky"])
+@pytest.mark.parametrize(
+    "place", [np.s_[54:66, 6:90], np.s_[6:34, 60:90], np.s_[24:48, 18:78]], ids=["below", "corner", "middle"]
+)
+def test_what_is_laid_over_a_shot_and_taken_away_is_no_cut(of: Scene, place: tuple[slice, slice]) -> None:
+    pictures = shot(of, 96)
+    pictures[30:66, *place] = 255 - pictures[30:66, *place] // 4
+    assert found(pictures) == []
 
 
 def test_what_shakes_all_the_time_is_not_cut() -> None:
