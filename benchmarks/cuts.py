@@ -4,9 +4,10 @@
 
 A drawn world has its truth and is no footage; footage seldom has a truth. So real shots are joined: stretches of the files in
 which neither our detector nor PySceneDetect's finds anything, 8 to 12 of them to a montage of one size and rate, by hard cuts
-(seven in ten), dissolves, and fades through black or white, of 0.25 to 1.2 s, in which both shots go on moving; all encoded as
-H.264. A hard cut is found when it is found to the frame, another join when something found touches it, give or take two frames.
-What touches no join is too much.
+(seven in ten), dissolves, and fades through black or white, of 0.25 to 1.2 s, in which both shots go on moving; all encoded
+as H.264. Three shots in ten have a decoy, which is no join: a flash that goes out over four frames, or a title over an eighth
+of the picture. A hard cut is found when it is found to the frame, another join when something found touches it, give or take
+two frames. What touches no join is too much.
 """
 
 import argparse
@@ -47,6 +48,7 @@ LONGEST = 400  # frames that are read of a file
 CLEAR = 3  # frames left out at the ends of a stretch
 SLACK = 2  # frames that a gradual join may be missed by
 LEAST_S, MOST_S = 1.6, 5.0  # of a shot in a montage
+DECOYS = 0.3  # share of shots that have one
 KINDS = {"hard": 70, "dissolve": 18, "black": 9, "white": 3}
 
 
@@ -118,15 +120,32 @@ def montage(stretches: Sequence[tuple[Path, Span]], fps: int, dice: random.Rando
         length = min(last - first, dice.randint(round(LEAST_S * fps), round(MOST_S * fps)))
         start = dice.randint(first, last - length)
         shot = list(pictures_of(path)[start : start + length])
+        if dice.random() < DECOYS:
+            add_decoy(shot, dice)
         if pictures:
             (kind,) = dice.choices([*KINDS], [*KINDS.values()])
-            # Of both shots half and more is left as it is.
-            frames = min(dice.randint(round(0.25 * fps), round(1.2 * fps)), clear // 2, length // 2)
+            # Of both shots two thirds are left as they are.
+            frames = min(dice.randint(round(0.25 * fps), round(1.2 * fps)), clear // 3, length // 3)
             joins.append(append(pictures, shot, kind, frames))
         else:
             pictures += shot
         before, clear = path, len(pictures) - (joins[-1].end if joins else 0)
     return pictures, joins
+
+
+def add_decoy(shot: list[Picture], dice: random.Random) -> None:
+    """Lay a flash or a title over a shot, in the middle third of it."""
+    at = len(shot) // 3
+    if dice.random() < 0.5:
+        for number, gain in enumerate((3.0, 2.2, 1.5, 1.2), at):
+            shot[number] = cv2.convertScaleAbs(shot[number], alpha=gain, beta=40 * (gain - 1))
+    else:
+        top, left = dice.randrange(HEIGHT // 2, HEIGHT * 3 // 4), dice.randrange(WIDTH // 3)
+        for number in range(at, 2 * at):
+            shot[number] = shot[number].copy()
+            box = shot[number][top : top + HEIGHT // 5, left : left + WIDTH * 3 // 5]
+            box[:] = 255 - box // 4
+            cv2.putText(box, f"{at} of {len(shot)} frames", (8, HEIGHT // 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1)
 
 
 def append(pictures: list[Picture], shot: list[Picture], kind: str, frames: int) -> Join:
