@@ -276,6 +276,8 @@ def _ramp_at(reel: Reel, number: int, low: int, high: int, direction: Cells) -> 
     usual = _middle(size) + 0.5
     # What changes far more than the rest moves in front of the scene.
     weights = np.where(size < 4 * usual, direction / (direction**2 + usual**2), 0)
+    if not weights.any():  # all that changes moves in front of what does not change at all
+        return None
     progress = cells @ weights / (direction @ weights)
     ends = _ends(times, progress.tolist(), number - first)
     if ends is None:

@@ -261,6 +261,15 @@ def test_a_dissolve_between_broad_bars_is_found(first: str, second: str) -> None
     assert abs(end - 48) <= 1
 
 
+def test_a_picture_of_which_most_hardly_changes_while_the_rest_does_ends_nothing() -> None:
+    share = np.clip((np.arange(96) - 32) / 30, 0, 1)[:, None, None, None]
+    before, after = np.full((HEIGHT, WIDTH, 3), 100.0), np.full((HEIGHT, WIDTH, 3), 107.0)
+    edge = WIDTH * 7 // 16
+    before[:, :edge], after[:, :edge] = 40, 220
+    before[: HEIGHT // 2, :edge], after[: HEIGHT // 2, :edge] = 200, 30
+    assert len(found((before * (1 - share) + after * share).round().astype(np.uint8))) <= 1
+
+
 @pytest.mark.parametrize("colour", [BLACK, WHITE])
 @pytest.mark.parametrize("held", [0, 12])
 def test_a_fade_through_one_colour_is_one_transition_with_all_of_it(colour: int, held: int) -> None:
