@@ -221,13 +221,13 @@ def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
 def changed_share(reel: Reel, number: int) -> float:
     """Return the share of a picture that changes at a frame, of what changes by a tenth as much as the most of it.
 
-    Black bars take no part; of a picture that is dark but for little, a quarter counts at the least.
+    Black bars take no part, but four fifths of a picture count at the least, so that a title on black is not all of it.
     """
     before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
     change = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)  # of each cell
     changes = change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))
     counts = changes | (np.maximum(before, after).reshape(3, -1).max(axis=0) > 12)
-    return int(np.count_nonzero(changes)) / max(len(change) / 4, int(np.count_nonzero(counts)))
+    return int(np.count_nonzero(changes)) / max(0.8 * len(change), int(np.count_nonzero(counts)))
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:
