@@ -3,8 +3,8 @@
 Runs in the decoder's process. Every frame becomes a tiny picture of block means (`CELLS`); all is decided on these, over
 windows in seconds of presentation time, whatever the frame rate. Three rules:
 
-- A **cut** lies between two sides no frames of which are alike, and it stands out from what changes around it. A flash, or a
-  strobe light, has frames alike on both sides, and is no cut.
+- A **cut** lies between two sides no frames of which are alike, it stands out from what changes around it, and most of the
+  picture changes. A flash, or a strobe light, has frames alike on both sides, and is no cut; nor is a title laid over a shot.
 - A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
   steady pace, and keep still before and after; or, where shots move, two pictures that are not alike cancel out in their mix.
   What pans, moves or grows changes cell after cell; what gets lighter or darker keeps its structure.
@@ -21,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression, median
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import cv2
 import numpy as np
@@ -226,8 +226,14 @@ def changed_share(reel: Reel, number: int) -> float:
     before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
     change = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)  # of each cell
     changes = change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))
-    counts = changes | (np.maximum(before, after).reshape(3, -1).max(axis=0) > 12)
+    counts = changes | _lit(before, after)
     return int(np.count_nonzero(changes)) / max(0.8 * len(change), int(np.count_nonzero(counts)))
+
+
+def _lit(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which cells of two pictures are no black bars: lit in one of them at least."""
+    lit: NDArray[np.bool_] = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
+    return lit
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:
@@ -410,7 +416,7 @@ def _is_ramp(times: Series, cells: Cells, start: int, stop: int, spread: Sequenc
     spread_a, spread_b = spread[start], spread[stop]
     full = min(15.0, max(3.0, spread_a, spread_b))
     # Black bars take no part.
-    lit = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
+    lit = _lit(a, b)
     if not lit.any() or (usual := _middle(size[np.tile(lit, 3)])) < full:
         return False
     changes = size > max(1.0, 0.25 * float(size @ _MEAN))
