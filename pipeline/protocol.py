@@ -17,6 +17,7 @@ SHORT_OF_MEMORY = "decoding needs more memory than is allowed"
 TOO_MUCH = "the decoder answers more than such a file can hold"
 UNCONFINED = "unconfined"
 NO_ROOM = "no_room"
+REQUEST = 64 << 10  # bytes that a request has at most
 OUT_OF_MEMORY = 3  # how a child ends that cannot even tell so
 ANSWERED = 1024  # bytes of an answer for every byte of the file, on top of what a child may hold, are too many
 BYTES_PER_S = 20e6  # a file is allowed the time to be read at this speed, on top of everything else

@@ -43,8 +43,11 @@ from pipeline.protocol import (
 )
 
 # For the C library of GNU; others pass over it. A child begins with no memory of its own, and a fault for every page costs more
-# than using it: take huge pages where the kernel has them, and keep what is freed.
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=33554432:glibc.malloc.mmap_threshold=33554432"
+# than using it: take huge pages where the kernel has them, many at a time, and keep what is freed.
+MALLOC = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "trim_threshold": 32 << 20, "mmap_threshold": 32 << 20, "top_pad": 16 << 20}.items()
+)
 PIPE = 1 << 20  # bytes that a child can be ahead with its answer
 LOOK_S = 0.5  # how often the progress of a child that says nothing is looked at
 # What the server inherits of its environment: a decoder has no use for the keys and tokens of the job.

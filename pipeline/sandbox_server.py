@@ -24,11 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pipeline import seccomp
-from pipeline.answers import MESSAGE, Answering, NoRoomError
+from pipeline import heap, seccomp
+from pipeline.answers import Answering, NoRoomError
 from pipeline.protocol import (
     NO_ROOM,
     OUT_OF_MEMORY,
+    REQUEST,
     SHORT_OF_MEMORY,
     TOO_MUCH,
     UNCONFINED,
@@ -116,7 +117,7 @@ class Server:
 
     def _take(self) -> bool:
         """Give one request to the spare child, and fork another; tell whether the channel is still open."""
-        message, files, _, _ = socket.recv_fds(self._channel, MESSAGE, 4)
+        message, files, _, _ = socket.recv_fds(self._channel, REQUEST, 4)
         if not message:
             return False
         request = json.loads(message)
@@ -206,6 +207,7 @@ def _warm_up(task: Task, options: dict[str, Any]) -> None:
         task.run(file, options, lambda *_: None)
     seccomp.warm_up()
     gc.collect()
+    heap.use_up()
     gc.freeze()  # a child's collector that walks over all that is loaded here would copy it page by page
 
 
@@ -221,7 +223,7 @@ def _child(preparation: Preparation, server: int, inlet: socket.socket) -> None:
         _limit(preparation.memory_bytes, one_process=preparation.one_process)
         confined = preparation.seccomp != "off" and seccomp.confine(may_read_files=preparation.task.reopens)
         _rehearse(preparation)
-        message, descriptors, _, _ = socket.recv_fds(inlet, MESSAGE, 4)
+        message, descriptors, _, _ = socket.recv_fds(inlet, REQUEST, 4)
         inlet.close()
         if message:
             _do_request(json.loads(message), descriptors, preparation, confined=confined)
