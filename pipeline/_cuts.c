@@ -330,9 +330,144 @@ close_views:
     return result;
 }
 
+/* ---- where a ramp may be --------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(directions_doc,
+"directions(times, path, spread, levels, around, just_s, reach_s, densest)\n--\n\n"
+"Tell around which frames a picture may be on its way to another one; see `directions`.\n\n"
+"Args:\n"
+"    times, path, spread: float64 [N].\n"
+"    levels: uint8 [N or more, 576].\n"
+"    around: int64 [n, 3], of each: its place, and the first place and the end of what belongs to the same shot.\n"
+"    just_s, reach_s, densest: see pipeline/transitions.py.\n\n"
+"Returns:\n"
+"    A list of tuples: which of `around`, and the places just before and just after it.");
+
+typedef struct {
+    Reel reel;
+    const double *path, *spread;
+    const uint8_t *levels;
+    double just_s, reach_s;
+} Ways;
+
+enum { MARKS = 11 };
+static const double LONGEST_S = 0.5; /* between the frames just before and just after */
+
+/* Tells whether more changes around a frame than at some other time nearby. */
+static int stirs(const Ways *ways, Py_ssize_t at, Py_ssize_t before, Py_ssize_t after)
+{
+    const Reel *reel = &ways->reel;
+    const double least = 0.7 * (ways->path[after] - ways->path[before]) / (reel->times[after] - reel->times[before]);
+    int calm = 0, any = 0;
+    Py_ssize_t last = 0;
+    for (int i = 0; i < MARKS; i++) {
+        const double time = reel->times[at] + (-ways->reach_s + i * (2 * ways->reach_s / (MARKS - 1)));
+        const Py_ssize_t mark = smaller(bisect(reel, time, 0, reel->count), reel->count - 1);
+        const double lasts = reel->times[mark] - reel->times[i ? last : mark];
+        any |= lasts > 0;
+        calm |= lasts > 0 && ways->path[mark] - ways->path[last] < least * lasts;
+        last = mark;
+    }
+    return calm || !any;
+}
+
+WIDE static int count_above(const uint8_t *a, const uint8_t *b, float least)
+{
+    int count = 0;
+    for (int i = 0; i < VALUES; i++)
+        count += (float)abs(a[i] - b[i]) > least;
+    return count;
+}
+
+/* Tells whether most of the picture becomes another one around a frame. */
+static int moves_on(const Ways *ways, Py_ssize_t at, Py_ssize_t low, Py_ssize_t end)
+{
+    const Py_ssize_t before = larger(low, back(&ways->reel, at, ways->reach_s / 2));
+    const Py_ssize_t after = smaller(end - 1, ahead(&ways->reel, at, ways->reach_s / 2));
+    double least = ways->spread[before] > ways->spread[after] ? ways->spread[before] : ways->spread[after];
+    least = 0.4 * (least < 3.0 ? 3.0 : least > 15.0 ? 15.0 : least);
+    return 2 * count_above(ways->levels + before * VALUES, ways->levels + after * VALUES, (float)least) >= VALUES;
+}
+
+/* Returns by how much values are off the straight way from a picture to another one, on average. */
+static double off_the_way(const uint8_t *a, const uint8_t *middle, const uint8_t *b, float share)
+{
+    double total = 0;
+    for (int i = 0; i < VALUES; i++) {
+        volatile float way = share * (float)(b[i] - a[i]); /* one operation at a time */
+        total += fabsf((float)(middle[i] - a[i]) - way);
+    }
+    return total / VALUES;
+}
+
+/* Tells whether many values are on a straight way from just before a frame to just after it. */
+static int changes_in_step(const Ways *ways, Py_ssize_t at, Py_ssize_t before, Py_ssize_t after)
+{
+    const double *times = ways->reel.times;
+    const uint8_t *a = ways->levels + before * VALUES, *b = ways->levels + after * VALUES;
+    const double mean = (double)difference(a, b, VALUES) / VALUES;
+    if (mean < 0.5 || count_above(a, b, (float)(0.25 * mean > 0.3 ? 0.25 * mean : 0.3)) < 0.4 * VALUES)
+        return 0;
+    const double share = (times[at] - times[before]) / (times[after] - times[before]);
+    return off_the_way(a, ways->levels + at * VALUES, b, (float)share) < 0.35 * mean;
+}
+
+static PyObject *directions(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[5], *result = NULL;
+    Py_buffer views[5];
+    Ways ways;
+    int opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOOOddd", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4], &ways.just_s,
+                          &ways.reach_s, &ways.reel.densest))
+        return NULL;
+    for (Py_ssize_t count = 0; opened < 5; opened++) {
+        const Py_ssize_t least = opened == 0 || opened == 4 ? 0 : opened == 3 ? count * VALUES : count * (Py_ssize_t)sizeof(double);
+        if (open_bytes(objects[opened], &views[opened], least, PyBUF_SIMPLE) < 0)
+            goto close_views;
+        count = opened ? count : views[0].len / (Py_ssize_t)sizeof(double);
+    }
+    ways.reel.times = views[0].buf;
+    ways.reel.count = views[0].len / (Py_ssize_t)sizeof(double);
+    ways.path = views[1].buf;
+    ways.spread = views[2].buf;
+    ways.levels = views[3].buf;
+    if (!(result = PyList_New(0)))
+        goto close_views;
+    const int64_t *around = views[4].buf;
+    const Py_ssize_t count = views[4].len / (Py_ssize_t)(3 * sizeof(int64_t));
+    for (Py_ssize_t i = 0; i < count; i++, around += 3) {
+        const int64_t at = around[0], low = around[1], end = around[2];
+        if (low < 0 || at < 0 || at >= end || end > ways.reel.count) {
+            PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
+            Py_CLEAR(result);
+            break;
+        }
+        const Py_ssize_t before = larger(low, back(&ways.reel, at, ways.just_s));
+        const Py_ssize_t after = smaller(end - 1, ahead(&ways.reel, at, ways.just_s));
+        if (before >= at || at >= after || ways.path[after] - ways.path[before] < 0.5 ||
+            ways.reel.times[after] - ways.reel.times[before] > LONGEST_S || !stirs(&ways, at, before, after) ||
+            !moves_on(&ways, at, low, end) || !changes_in_step(&ways, at, before, after))
+            continue;
+        PyObject *found = Py_BuildValue("nnn", i, before, after);
+        const int failed = !found || PyList_Append(result, found) < 0;
+        Py_XDECREF(found);
+        if (failed) {
+            Py_CLEAR(result);
+            break;
+        }
+    }
+close_views:
+    while (opened--)
+        PyBuffer_Release(&views[opened]);
+    return result;
+}
+
 PyMethodDef clipmill_cut_methods[] = {
     {"compare", compare, METH_VARARGS, compare_doc},
     {"part", part, METH_VARARGS, part_doc},
     {"strengths", strengths, METH_VARARGS, strengths_doc},
+    {"directions", directions, METH_VARARGS, directions_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -35,11 +35,10 @@ Levels = NDArray[np.uint8]  # [N, K]
 Numbers: TypeAlias = "array[float]"  # N
 Series = NDArray[np.float64]  # [N]
 Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
-Places = NDArray[np.intp]  # [n, 3]: where in the reel the frame just before another one lies, that one, and the one just after
-Holds = NDArray[np.bool_]  # [n]
 
 FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
 USUAL_S = 0.6  # on both sides of a cut: what it has to stand out from
+JUST_S = 0.08  # on both sides of a moment inside a ramp: how much it changes there
 REACH_S = 1.25  # on both sides of a moment inside a ramp: where its ends are looked for
 LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp
@@ -54,7 +53,6 @@ _CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)
 MOST_AT_ONCE = 64  # frames that are added to the reel at a time
 _NEARBY_S = np.linspace(-REACH_S, REACH_S, 11)
 _VALUES = CELLS[0] * CELLS[1] * 3
-_MEAN = np.full(_VALUES, 1 / _VALUES, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -82,7 +80,6 @@ class Reel:
         path: sum of `change` up to each frame.
         spread: standard deviation inside each picture, mean over colours, in levels; next to 0 for a picture of one colour.
         levels: tiny pictures, uint8 [.., K].
-        cells: the same as numbers to count with, float32 [.., K].
     """
 
     first: int = 0
@@ -92,7 +89,6 @@ class Reel:
     path: Numbers = field(default_factory=_no_numbers)
     spread: Numbers = field(default_factory=_no_numbers)
     levels: Levels = field(default_factory=lambda: np.empty((_CAPACITY, _VALUES), np.uint8))
-    cells: Cells = field(default_factory=lambda: np.empty((_CAPACITY, _VALUES), np.float32))
 
     @property
     def end(self) -> int:
@@ -106,7 +102,6 @@ class Reel:
             self._forget(_CAPACITY // 5)
         at = len(self.times)
         change, spread = _compared(pictures, self.levels, at)
-        self.cells[at : at + n] = self.levels[at : at + n]
         self.times.extend(times_s)
         self.change.extend(change)
         self.apart.extend(change)
@@ -139,9 +134,9 @@ class Reel:
         earlier, later = (side[_nearest_first(len(side))] for side in sides)
         times = np.array(self.times[low : high + 1])
         near = times[later - low] - times[earlier - low, None] <= FLASH_S + 1e-6
-        nearest, _ = cv2.batchDistance(  # of each earlier one, the sum of absolute differences
-            self.cells[earlier], self.cells[later], cv2.CV_32F, normType=cv2.NORM_L1, K=1, mask=near.astype(np.uint8)
-        )
+        before, after = (self.levels[side].astype(np.float32) for side in (earlier, later))
+        # Of each earlier one, the least sum of absolute differences.
+        nearest, _ = cv2.batchDistance(before, after, cv2.CV_32F, normType=cv2.NORM_L1, K=1, mask=near.astype(np.uint8))
         self.apart[at] = min(self.change[at], float(nearest.min()) / _VALUES)
 
     def back(self, number: int, seconds: float) -> int:
@@ -159,8 +154,7 @@ class Reel:
     def _forget(self, count: int) -> None:
         for kept in (self.times, self.change, self.apart, self.path, self.spread):
             del kept[:count]
-        for rows in (self.levels, self.cells):
-            rows[: len(self.times)] = rows[count : count + len(self.times)]
+        self.levels[: len(self.times)] = self.levels[count : count + len(self.times)]
         self.first += count
 
 
@@ -267,7 +261,7 @@ def cut_strengths(reel: Reel, start: int, end: int) -> list[float]:
 
 def ramps(reel: Reel, around: Sequence[Around]) -> Iterator[Transition]:
     """Find the ramps that frames are inside of; the same ramp may come again and again, a little different."""
-    for (number, low, high), direction in _directions(reel, around):
+    for (number, low, high), direction in directions(reel, around):
         ramp = _ramp_at(reel, number, low, high, direction)
         if ramp:
             yield ramp
@@ -277,7 +271,7 @@ def _ramp_at(reel: Reel, number: int, low: int, high: int, direction: Cells) -> 
     """Return the ramp that goes in a direction around a frame, or None."""
     first, end = max(low, reel.back(number, REACH_S)), min(high, reel.ahead(number, REACH_S) + 1)
     inside = slice(first - reel.first, end - reel.first)
-    times, cells = reel.times[inside], reel.cells[inside]
+    times, cells = reel.times[inside], reel.levels[inside].astype(np.float32)
     size = np.abs(direction)
     usual = _middle(size) + 0.5
     # What changes far more than the rest moves in front of the scene.
@@ -298,63 +292,57 @@ def _middle(values: Cells) -> float:
     return float(np.sort(values)[len(values) // 2])
 
 
-def _directions(reel: Reel, around: Sequence[Around]) -> Iterator[tuple[Around, Cells]]:
+def directions(reel: Reel, around: Sequence[Around]) -> Iterator[tuple[Around, Cells]]:
     """Give by how much each value changes from just before a frame to just after it, where that may be part of a ramp."""
-    chosen, places = [], []
-    for number, low, high in around:
-        before, after = max(low, reel.back(number, 0.08)), min(high - 1, reel.ahead(number, 0.08))
+    if native.compiled:
+        series = reel.times, reel.path, reel.spread, reel.levels
+        places = np.array(around, np.int64).reshape(-1, 3) - reel.first
+        found = native.compiled.directions(*series, places, JUST_S, REACH_S, DENSEST_FPS)
+    else:
+        found = _steps(reel, around)
+    for i, before, after in found:
+        yield around[i], reel.levels[after].astype(np.float32) - reel.levels[before]
+
+
+def _steps(reel: Reel, around: Sequence[Around]) -> Iterator[tuple[int, int, int]]:
+    """Give which frames may be inside of a ramp, and the places just before and just after each."""
+    for i, (number, low, high) in enumerate(around):
+        before, after = max(low, reel.back(number, JUST_S)), min(high - 1, reel.ahead(number, JUST_S))
         at = before - reel.first, number - reel.first, after - reel.first
-        changes = before != number != after and reel.path[at[2]] - reel.path[at[0]] >= 0.5
-        if changes and reel.times[at[2]] - reel.times[at[0]] <= 0.5:
-            chosen.append((number, low, high))
-            places.append(at)
-    for holds in (_stir, _move_on, _change_in_step):  # each of fewer frames than the one before
-        kept = np.flatnonzero(holds(reel, chosen, np.array(places))).tolist() if chosen else []
-        chosen, places = [chosen[i] for i in kept], [places[i] for i in kept]
-    for one, (before, _, after) in zip(chosen, places, strict=True):
-        yield one, reel.cells[after] - reel.cells[before]
+        if not before < number < after or reel.times[at[2]] - reel.times[at[0]] > 0.5:
+            continue
+        changes = reel.path[at[2]] - reel.path[at[0]] >= 0.5
+        if changes and _stirs(reel, *at) and _moves_on(reel, number, low, high) and _changes_in_step(reel, *at):
+            yield i, at[0], at[2]
 
 
-def _stir(reel: Reel, chosen: Sequence[Around], places: Places) -> Holds:
-    """Tell around which frames more changes than at some other time nearby: what changes all the time is no ramp."""
-    earliest, latest = (reel.times[number - reel.first] for number, _, _ in (chosen[0], chosen[-1]))
-    first, end = bisect_left(reel.times, earliest - REACH_S), bisect_left(reel.times, latest + REACH_S) + 1
-    times, path = np.array(reel.times[first:end]), np.array(reel.path[first:end])
-    before, number, after = places.T - first
+def _stirs(reel: Reel, before: int, at: int, after: int) -> bool:
+    """Tell whether more changes around a frame than at some other time nearby: what changes all the time is no ramp."""
+    times, path = reel.times, reel.path
     least = 0.7 * (path[after] - path[before]) / (times[after] - times[before])
-    marks = np.searchsorted(times, times[number, None] + _NEARBY_S).clip(max=len(times) - 1)  # [n, marks]
-    lasts, changes = np.diff(times[marks]), np.diff(path[marks])
-    calm = (lasts > 0) & (changes < least[:, None] * lasts)
-    holds: Holds = calm.any(axis=1) | ~(lasts > 0).any(axis=1)
-    return holds
+    marks = [min(bisect_left(times, times[at] + nearby_s), len(times) - 1) for nearby_s in _NEARBY_S.tolist()]
+    spans = [(first, last) for first, last in itertools.pairwise(marks) if times[last] > times[first]]
+    return not spans or any(path[last] - path[first] < least * (times[last] - times[first]) for first, last in spans)
 
 
-def _move_on(reel: Reel, chosen: Sequence[Around], places: Places) -> Holds:
-    """Tell around which frames most of the picture becomes another one: after a ramp it is."""
-    before = [max(low, reel.back(number, REACH_S / 2)) - reel.first for number, low, _ in chosen]
-    after = [min(high - 1, reel.ahead(number, REACH_S / 2)) - reel.first for number, _, high in chosen]
-    size = np.abs(reel.cells[after] - reel.cells[before])  # [n, K]
-    least = [0.4 * min(15.0, max(3.0, reel.spread[a], reel.spread[b])) for a, b in zip(before, after, strict=True)]
-    holds: Holds = 2 * np.count_nonzero(size > np.array(least, np.float32)[:, None], axis=1) >= size.shape[1]
-    return holds
+def _moves_on(reel: Reel, number: int, low: int, high: int) -> bool:
+    """Tell whether most of the picture becomes another one around a frame: after a ramp it is."""
+    before = max(low, reel.back(number, REACH_S / 2)) - reel.first
+    after = min(high - 1, reel.ahead(number, REACH_S / 2)) - reel.first
+    size = np.abs(reel.levels[after].astype(np.float32) - reel.levels[before])
+    least = 0.4 * min(15.0, max(3.0, reel.spread[before], reel.spread[after]))
+    return bool(2 * np.count_nonzero(size > np.float32(least)) >= len(size))
 
 
-def _change_in_step(reel: Reel, _: Sequence[Around], places: Places) -> Holds:
-    """Tell at which frames many values are on a straight way from just before to just after."""
-    before, middle, after = places.T
-    a = reel.cells[before]
-    direction = reel.cells[after] - a  # [n, K]
-    size = np.abs(direction)
-    mean = size @ _MEAN
-    many = np.count_nonzero(size > np.maximum(np.float32(0.3), 0.25 * mean)[:, None], axis=1) >= 0.4 * size.shape[1]
-    shares = [_share_of(reel.times, *at) for at in places.tolist()]
-    off = np.abs(reel.cells[middle] - a - np.array(shares, np.float32)[:, None] * direction) @ _MEAN
-    holds: Holds = many & (mean >= 0.5) & (off < 0.35 * mean)
-    return holds
-
-
-def _share_of(times: Sequence[float], first: int, middle: int, last: int) -> float:
-    return (times[middle] - times[first]) / (times[last] - times[first])
+def _changes_in_step(reel: Reel, before: int, at: int, after: int) -> bool:
+    """Tell whether many values are on a straight way from just before a frame to just after it."""
+    a, middle, b = reel.levels[[before, at, after]].astype(np.float32)
+    size, times = np.abs(b - a), reel.times
+    mean = float(size.sum()) / len(size)
+    if mean < 0.5 or np.count_nonzero(size > np.float32(max(0.3, 0.25 * mean))) < 0.4 * len(size):
+        return False
+    share = np.float32((times[at] - times[before]) / (times[after] - times[before]))
+    return bool(np.abs(middle - a - share * (b - a)).mean(dtype=np.float64) < 0.35 * mean)
 
 
 def _ends(times: Sequence[float], progress: Sequence[float], middle: int) -> tuple[int, int] | None:
@@ -419,7 +407,7 @@ def _is_ramp(times: Series, cells: Cells, start: int, stop: int, spread: Sequenc
     lit = _lit(a, b)
     if not lit.any() or (usual := _middle(size[np.tile(lit, 3)])) < full:
         return False
-    changes = size > max(1.0, 0.25 * float(size @ _MEAN))
+    changes = size > max(1.0, 0.25 * float(size.sum()) / len(size))
     if np.count_nonzero(changes) < 0.65 * max(0.25, np.count_nonzero(lit) / len(lit)) * len(changes):
         return False
     shares = ((times[start : stop + 1] - times[start]) / (times[stop] - times[start]))[:, None].astype(np.float32)
@@ -582,7 +570,7 @@ class Transitions:
         while self.next_ramp < reel.end - 1 and (final or self._seen(self.next_cut - 1, self.next_ramp, REACH_S)):
             low = max([self.given, reel.first, *(cut for cut in sharp if cut <= self.next_ramp)])
             yield self.next_ramp, low, min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
-            self.next_ramp = reel.ahead(self.next_ramp, 0.08)
+            self.next_ramp = reel.ahead(self.next_ramp, JUST_S)
 
     def _seen(self, last: int, number: int, seconds: float) -> bool:
         """Tell whether enough frames came after a frame, up to `last`, to judge it."""

@@ -19,7 +19,7 @@ from pipeline.crop import Box, Lines
 from pipeline.media import UPRIGHT
 from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Planes, Strip, halved, hold, strip
 from pipeline.scan import ScanOptions, scan
-from pipeline.transitions import Reel, cut_strengths
+from pipeline.transitions import Around, Reel, cut_strengths, directions
 from tests.media import shots, write_video
 
 compiled = pytest.mark.skipif(native.compiled is None, reason="the loops are not compiled")
@@ -144,6 +144,46 @@ def test_cuts_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> No
     assert strong > 200
 
 
+def mixed(rng: np.random.Generator, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay dissolves of any length over tiny pictures."""
+    made = pictures.astype(np.float64)
+    for _ in range(len(pictures) // 40):
+        length = int(rng.integers(3, 40))
+        start = int(rng.integers(0, max(1, len(pictures) - length)))
+        a, b = rng.integers(0, 256, (2, 1, *CELLS, 3))
+        shares = np.linspace(0, 1, len(made[start : start + length]))[:, None, None, None]
+        made[start : start + length] = (
+            a + shares * (b - a) + rng.normal(0, rng.choice([0, 3]), made[start : start + length].shape)
+        )
+    return np.clip(made, 0, 255).astype(np.uint8)
+
+
+@compiled
+def test_directions_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(60):
+        times_s, pictures = some_frames(rng)
+        reel = Reel()
+        reel.add(times_s, mixed(rng, pictures))
+        # Also those whose shot begins behind them, or ends before.
+        borders = np.sort(rng.integers(0, reel.end + 1, 20))
+        numbers = rng.integers(1, reel.end, 200).tolist()
+        lows = [int(borders[rng.integers(0, 10)]) for _ in numbers]
+        around = [(n, low, max(n + 1, int(borders[rng.integers(10, 20)]))) for n, low in zip(numbers, lows, strict=True)]
+
+        def told(reel: Reel = reel, around: list[Around] = around) -> list[Any]:
+            return [(one, direction.tolist()) for one, direction in directions(reel, around)]
+
+        ours, theirs = both_ways(monkeypatch, told)
+        assert ours == theirs
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "compiled", portable)
+            assert told() == ours
+        found += len(ours)
+    assert found > 200
+
+
 @compiled
 def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     plane = np.random.default_rng(0).integers(0, 256, (90, 77)).astype(np.uint8)
@@ -246,6 +286,7 @@ STATE = np.zeros(16128, np.uint8)
 TINY = np.zeros((12, 16, 3), np.uint8)
 MATRIX = np.ones((3, 4), np.float32)
 LEVELS = np.zeros((4, 576), np.uint8)
+AROUND = np.array([[1, 0, 3]])
 SERIES = np.arange(4.0)
 
 
@@ -290,6 +331,12 @@ SERIES = np.arange(4.0)
         ("strengths", (SERIES, SERIES, SERIES, SERIES[1:], True, 1, 3, 0.45, 0.6, 0.12, 0.8, 120)),
         ("strengths", (SERIES, SERIES, SERIES, SERIES, True, 0, 3, 0.45, 0.6, 0.12, 0.8, 120)),
         ("strengths", (SERIES, SERIES, SERIES, SERIES, True, 1, 5, 0.45, 0.6, 0.12, 0.8, 120)),
+        ("directions", (SERIES, SERIES[1:], SERIES, LEVELS, AROUND, 0.08, 1.25, 120)),
+        ("directions", (SERIES, SERIES, SERIES, LEVELS[1:], AROUND, 0.08, 1.25, 120)),
+        *(
+            ("directions", (SERIES, SERIES, SERIES, LEVELS, np.array([around]), 0.08, 1.25, 120))
+            for around in [(1, 0, 5), (1, -1, 3), (-1, 0, 3), (4, 0, 3)]
+        ),
         ("levels", (PLANE.astype(np.uint16), 1.0)),
         ("ratio", (PLANE, FEW, 1)),
         ("ratio", (PLANE, PLANE, 0)),

@@ -387,7 +387,7 @@ def test_memory_stays_flat_and_cuts_stay_exact_in_a_long_source() -> None:
     for number in range(0, 6000, 10):
         pictures = parts[number // 50 % 3][number % 50 : number % 50 + 10]
         given += transitions.take([(number + i) / FPS for i in range(10)], pictures)
-        assert len(transitions.reel.times) <= len(transitions.reel.cells) == _CAPACITY
+        assert len(transitions.reel.times) <= len(transitions.reel.levels) == _CAPACITY
         assert len(transitions.cuts) + len(transitions.ramps) < 8
     given += transitions.finish()
     assert given == [Transition(start=at, end=at) for at in range(50, 6000, 50)]
