@@ -422,11 +422,11 @@ static PyObject *directions(PyObject *module, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OOOOOddd", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4], &ways.just_s,
                           &ways.reach_s, &ways.reel.densest))
         return NULL;
-    for (Py_ssize_t count = 0; opened < 5; opened++) {
-        const Py_ssize_t least = opened == 0 || opened == 4 ? 0 : opened == 3 ? count * VALUES : count * (Py_ssize_t)sizeof(double);
+    for (; opened < 5; opened++) { /* as many rows of levels, and numbers of the others, as there are times */
+        const Py_ssize_t count = opened && opened < 4 ? views[0].len / (Py_ssize_t)sizeof(double) : 0;
+        const Py_ssize_t least = count * (opened == 3 ? VALUES : (Py_ssize_t)sizeof(double));
         if (open_bytes(objects[opened], &views[opened], least, PyBUF_SIMPLE) < 0)
             goto close_views;
-        count = opened ? count : views[0].len / (Py_ssize_t)sizeof(double);
     }
     ways.reel.times = views[0].buf;
     ways.reel.count = views[0].len / (Py_ssize_t)sizeof(double);

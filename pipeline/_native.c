@@ -698,6 +698,33 @@ close_matrix:
 
 /* ---- measures -------------------------------------------------------------------------------------------------------- */
 
+/* Counts the samples of each level, in turns: two equal ones in a row would wait for each other. */
+static void count_levels(const Plane *plane, uint32_t *found)
+{
+    uint32_t counts[4][256] = {{0}};
+    for (Py_ssize_t y = 0; y < plane->height; y++) {
+        const uint8_t *row = plane->samples + y * plane->row;
+        Py_ssize_t x = 0;
+        for (; x + 4 <= plane->width; x += 4, row += 4 * plane->step)
+            for (int k = 0; k < 4; k++)
+                counts[k][row[k * plane->step]]++;
+        for (; x < plane->width; x++, row += plane->step)
+            counts[0][*row]++;
+    }
+    for (int level = 0; level < 256; level++)
+        found[level] = counts[0][level] + counts[1][level] + counts[2][level] + counts[3][level];
+}
+
+/* Returns the lowest level that at least so many samples are at or below; 256 if there are fewer. */
+static int level_at(const uint32_t *found, double count)
+{
+    double below = 0;
+    for (int level = 0; level < 256; level++)
+        if ((below += found[level]) >= count)
+            return level;
+    return 256;
+}
+
 PyDoc_STRVAR(levels_doc,
 "levels(plane, *counts)\n--\n\n"
 "Return the lowest levels that at least so many samples of a plane [h, w] of 8 bits are at or below, as a tuple.");
@@ -714,28 +741,13 @@ static PyObject *levels(PyObject *module, PyObject *arguments)
     }
     if (open_plane(PyTuple_GetItem(arguments, 0), &plane, BYTE) < 0)
         return NULL;
-    uint32_t counts[4][256] = {{0}}; /* in turns: two equal samples in a row would wait for each other */
-    for (Py_ssize_t y = 0; y < plane.height; y++) {
-        const uint8_t *row = plane.samples + y * plane.row;
-        Py_ssize_t x = 0;
-        for (; x + 4 <= plane.width; x += 4, row += 4 * plane.step)
-            for (int k = 0; k < 4; k++)
-                counts[k][row[k * plane.step]]++;
-        for (; x < plane.width; x++, row += plane.step)
-            counts[0][*row]++;
-    }
+    uint32_t found[256];
+    count_levels(&plane, found);
     if (!(result = PyTuple_New(wanted)))
         goto close_plane;
     for (Py_ssize_t i = 0; i < wanted; i++) {
         const double count = PyFloat_AsDouble(PyTuple_GetItem(arguments, 1 + i));
-        double below = 0;
-        int at = 0;
-        for (; at < 256; at++) {
-            below += (double)counts[0][at] + counts[1][at] + counts[2][at] + counts[3][at];
-            if (below >= count)
-                break;
-        }
-        PyObject *number = PyLong_FromLong(at);
+        PyObject *number = PyLong_FromLong(level_at(found, count));
         if (!number || PyErr_Occurred() || PyTuple_SetItem(result, i, number) < 0) {
             Py_CLEAR(result);
             break;
@@ -745,10 +757,6 @@ close_plane:
     PyBuffer_Release(&plane.view);
     return result;
 }
-
-PyDoc_STRVAR(ratio_doc,
-"ratio(steps, ranges, least)\n--\n\n"
-"Return the median of step over range, both uint8 [h, w], where the range is at least `least` (1 and more); 1 if it is nowhere.");
 
 /* Puts the value that is number k in order at place k, and none that is greater before it. */
 static double kth(double *values, Py_ssize_t count, Py_ssize_t k)
@@ -789,40 +797,162 @@ static double median(double *values, Py_ssize_t count)
     return (lower + upper) / 2;
 }
 
-static PyObject *ratio(PyObject *module, PyObject *arguments)
+PyDoc_STRVAR(steepness_doc,
+"steepness(red, green, blue, count, least)\n--\n\n"
+"Return how steep the strongest edges of a picture are, in the colour that has the strongest: step over range, 0 to 1.\n\n"
+"Args:\n"
+"    red, green, blue: uint8 [Y, X] of one size with whole rows; no side is shorter than 2.\n"
+"    count: the strongest edges are where the range around a pixel is not below what so many pixels are at or below.\n"
+"    least: where that is less in all colours there are no edges, which gives 1.");
+
+enum { NEAR = 4 }; /* pixels on all sides of one that are around it */
+
+/* Samples in a plane with room for what is around them. */
+typedef struct {
+    uint8_t *samples, *between; /* as large */
+    Py_ssize_t pitch, size;
+} Room;
+
+WIDE static void larger_of(const uint8_t *a, const uint8_t *b, Py_ssize_t count, uint8_t *out)
 {
-    PyObject *steps_object, *ranges_object, *result = NULL;
-    Plane steps, ranges;
-    double *values = NULL;
-    int least;
+    for (Py_ssize_t i = 0; i < count; i++)
+        out[i] = a[i] > b[i] ? a[i] : b[i];
+}
+
+/* Turns light and dark around. */
+WIDE static void turn(const uint8_t *samples, Py_ssize_t count, uint8_t *out)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        out[i] = 255 - samples[i];
+}
+
+/* From the most around each sample, and from 255 less the least, makes the range. */
+WIDE static void between(uint8_t *most, const uint8_t *turned, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        most[i] = (uint8_t)(most[i] - (255 - turned[i]));
+}
+
+/* Steps to the next samples, right or below, whichever is larger; without the level that rounding may make. */
+WIDE static void steps_of(const uint8_t *row, const uint8_t *below, Py_ssize_t count, uint8_t *out)
+{
+    for (Py_ssize_t x = 0; x < count; x++) {
+        const uint8_t right = (uint8_t)abs(row[x + 1] - row[x]), down = (uint8_t)abs(below[x] - row[x]);
+        const uint8_t most = right > down ? right : down;
+        out[x] = most ? most - 1 : 0;
+    }
+}
+
+/* Replaces all samples by the largest around each, which moves to the first row and column of what is around it. */
+static void enlarge(const Room *room)
+{
+    const Py_ssize_t row = room->pitch, steps[] = {1, 2, 4, 1, row, 2 * row, 4 * row, row}; /* of 2, 4, 8 and 9 samples */
+    uint8_t *from = room->samples, *to = room->between;
+    Py_ssize_t count = room->size;
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        larger_of(from, from + steps[i], count -= steps[i], to);
+        uint8_t *other = from;
+        from = to;
+        to = other;
+    }
+}
+
+/* Makes a plane smooth against noise, as OpenCV does with a kernel of 27, 202 and 27 of 256. */
+WIDE static void blur_rows(const uint8_t *samples, Py_ssize_t row, Py_ssize_t height, Py_ssize_t width, uint16_t *out)
+{
+    for (Py_ssize_t y = 0; y < height; y++, samples += row, out += width) {
+        for (Py_ssize_t x = 1; x < width - 1; x++)
+            out[x] = (uint16_t)(27 * (samples[x - 1] + samples[x + 1]) + 202 * samples[x]);
+        out[0] = (uint16_t)(54 * samples[1] + 202 * samples[0]);
+        out[width - 1] = (uint16_t)(54 * samples[width - 2] + 202 * samples[width - 1]);
+    }
+}
+
+WIDE static void blur_columns(const uint16_t *rows, Py_ssize_t height, Py_ssize_t width, uint8_t *out)
+{
+    for (Py_ssize_t y = 0; y < height; y++, out += width) {
+        const uint16_t *row = rows + y * width, *above = y ? row - width : row + width;
+        const uint16_t *below = y < height - 1 ? row + width : row - width;
+        for (Py_ssize_t x = 0; x < width; x++)
+            out[x] = (uint8_t)((27 * ((uint32_t)above[x] + below[x]) + 202 * (uint32_t)row[x] + (1 << 15)) >> 16);
+    }
+}
+
+/* Puts a plane into a room, with zeros around it, and finds the largest around each of its samples. */
+static void largest_around(const uint8_t *samples, Py_ssize_t height, Py_ssize_t width, const Room *room, uint8_t *out)
+{
+    memset(room->samples, 0, (size_t)room->size);
+    for (Py_ssize_t y = 0; y < height; y++)
+        memcpy(room->samples + (y + NEAR) * room->pitch + NEAR, samples + y * width, (size_t)width);
+    enlarge(room);
+    for (Py_ssize_t y = 0; y < height; y++)
+        memcpy(out + y * width, room->samples + y * room->pitch, (size_t)width);
+}
+
+static PyObject *steepness(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[3], *result = NULL;
+    Plane planes[3];
+    double count;
+    int least, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOi", &steps_object, &ranges_object, &least))
+    if (!PyArg_ParseTuple(arguments, "OOOdi", &objects[0], &objects[1], &objects[2], &count, &least))
         return NULL;
-    if (open_plane(steps_object, &steps, BYTE) < 0)
-        return NULL;
-    if (open_plane(ranges_object, &ranges, BYTE) < 0)
-        goto close_steps;
-    if (steps.height != ranges.height || steps.width != ranges.width || least < 1) {
-        PyErr_SetString(PyExc_ValueError, "two planes of one size are wanted, and a range of 1 and more");
-        goto close_ranges;
-    }
-    if (!(values = malloc(sizeof(double) * (size_t)(steps.height * steps.width)))) {
+    for (; opened < 3; opened++)
+        if (open_plane(objects[opened], &planes[opened], BYTE) < 0)
+            goto close_planes;
+    const Py_ssize_t height = planes[0].height, width = planes[0].width, pixels = height * width;
+    for (int k = 0; k < 3; k++)
+        if (planes[k].step != 1 || planes[k].height != height || planes[k].width != width || height < 2 || width < 2 ||
+            least < 1) {
+            PyErr_SetString(PyExc_ValueError, "three planes of one size are wanted, no side shorter than 2, and a range of 1");
+            goto close_planes;
+        }
+    Room room = {.pitch = width + 2 * NEAR, .size = (height + 2 * NEAR) * (width + 2 * NEAR)};
+    uint8_t *bytes = malloc((size_t)(2 * room.size + 8 * pixels)); /* a room, and eight planes */
+    double *values = malloc(sizeof(double) * (size_t)pixels);      /* at first, blurred rows */
+    if (!bytes || !values) {
         PyErr_NoMemory();
-        goto close_ranges;
+        goto free_room;
     }
-    Py_ssize_t count = 0;
-    for (Py_ssize_t y = 0; y < steps.height; y++) {
-        const uint8_t *step = steps.samples + y * steps.row, *range = ranges.samples + y * ranges.row;
-        for (Py_ssize_t x = 0; x < steps.width; x++, step += steps.step, range += ranges.step)
-            if (*range >= least)
-                values[count++] = (double)*step / *range;
+    room.samples = bytes;
+    room.between = bytes + room.size;
+    uint8_t *smooth = room.between + room.size, *reach = smooth + 3 * pixels, *one = reach + 3 * pixels, *other = one + pixels;
+    int best = 0, strongest = 0;
+    for (int k = 0; k < 3; k++) {
+        uint8_t *plane = smooth + k * pixels, *range = reach + k * pixels;
+        blur_rows(planes[k].samples, planes[k].row, height, width, (uint16_t *)values);
+        blur_columns((const uint16_t *)values, height, width, plane);
+        turn(plane, pixels, one);
+        largest_around(one, height, width, &room, other);
+        largest_around(plane, height, width, &room, range);
+        between(range, other, pixels);
+        const Plane all = {.samples = range, .height = height, .width = width, .row = width, .step = 1};
+        uint32_t found[256];
+        count_levels(&all, found);
+        const int level = level_at(found, count);
+        best = level > strongest ? k : best;
+        strongest = level > strongest ? level : strongest;
     }
-    result = PyFloat_FromDouble(count ? median(values, count) : 1.0);
+    Py_ssize_t among = 0;
+    if (strongest >= least) {
+        const uint8_t *plane = smooth + best * pixels;
+        memset(one, 0, (size_t)pixels); /* the last row and column have no step */
+        for (Py_ssize_t y = 0; y < height - 1; y++)
+            steps_of(plane + y * width, plane + (y + 1) * width, width - 1, one + y * width);
+        largest_around(one, height, width, &room, other);
+        for (Py_ssize_t y = 0; y < height - 1; y++)
+            for (Py_ssize_t i = y * width; i < (y + 1) * width - 1; i++)
+                if (reach[best * pixels + i] >= strongest)
+                    values[among++] = (double)other[i] / reach[best * pixels + i];
+    }
+    result = PyFloat_FromDouble(among ? median(values, among) : 1.0);
+free_room:
+    free(bytes);
     free(values);
-close_ranges:
-    PyBuffer_Release(&ranges.view);
-close_steps:
-    PyBuffer_Release(&steps.view);
+close_planes:
+    while (opened--)
+        PyBuffer_Release(&planes[opened].view);
     return result;
 }
 
@@ -979,7 +1109,7 @@ static PyMethodDef methods[] = {
     {"halve", halve, METH_VARARGS, halve_doc},
     {"draw", draw, METH_VARARGS, draw_doc},
     {"levels", levels, METH_VARARGS, levels_doc},
-    {"ratio", ratio, METH_VARARGS, ratio_doc},
+    {"steepness", steepness, METH_VARARGS, steepness_doc},
     {"lasting", lasting, METH_VARARGS, lasting_doc},
     {"writing", writing, METH_VARARGS, writing_doc},
     {NULL, NULL, 0, NULL},

@@ -156,7 +156,7 @@ def sharpness(view: View) -> float:
     Both are taken at a fixed size and divided, so neither resolution nor contrast counts. An edge blurred by a Gaussian of
     sigma (in short sides) gets about 0.006 / sigma; a picture without edges of 6/255 and more is not blurred and gets 1.
     """
-    return _median([_steepness(picture) for picture in view.pictures])
+    return _median([_steepness(channels) for channels in zip(*view.channels, strict=True)])
 
 
 @measure
@@ -281,28 +281,22 @@ def _percentiles(plane: NDArray[np.uint8], *percents: float) -> Sequence[int]:
     return [int(below.searchsorted(count)) for count in counts]
 
 
-def _steepness(picture: NDArray[np.uint8]) -> float:
-    """Return the steepness of the strongest edges of a picture [Y, X, 3], taken in the channel that has the strongest."""
+def _steepness(channels: Sequence[Luma]) -> float:
+    """Return the steepness of the strongest edges of a picture, 3 × [Y, X], taken in the channel that has the strongest."""
+    percent, least = 95, 6  # of the ranges around a pixel; levels
+    if native.compiled:
+        steepness: float = native.compiled.steepness(*channels, percent / 100 * channels[0].size, least)
+        return steepness
     window = np.ones((9, 9), np.uint8)
-    smooth = cv2.GaussianBlur(picture, (3, 3), 0.5)  # against noise
-    reaches = cv2.split(cv2.subtract(cv2.dilate(smooth, window), cv2.erode(smooth, window)))
-    strongest = [_percentiles(reach, 95)[0] for reach in reaches]  # of the ranges around a pixel
+    smooth = [cv2.GaussianBlur(channel, (3, 3), 0.5) for channel in channels]  # against noise
+    reaches = [cv2.subtract(cv2.dilate(channel, window), cv2.erode(channel, window)) for channel in smooth]
+    strongest = [_percentiles(reach, percent)[0] for reach in reaches]
     best = int(np.argmax(strongest))
-    if strongest[best] < 6:
-        return 1.0
-    channel = np.ascontiguousarray(smooth[..., best])
+    channel, reach = smooth[best], reaches[best][:-1, :-1]
     across, down = cv2.absdiff(channel[:, 1:], channel[:, :-1])[:-1], cv2.absdiff(channel[1:], channel[:-1])[:, :-1]
     step = cv2.dilate(cv2.subtract(cv2.max(across, down), 1), window)  # without the level that rounding may make
-    return _ratio(step, reaches[best][:-1, :-1], strongest[best])
-
-
-def _ratio(step: Luma, reach: Luma, least: int) -> float:
-    """Return the median of step over reach where the reach is at least so much."""
-    if native.compiled:
-        ratio: float = native.compiled.ratio(step, reach, least)
-        return ratio
-    among = reach >= least
-    return float(np.median(step[among] / reach[among])) if among.any() else 1.0
+    among = reach >= strongest[best]
+    return float(np.median(step[among] / reach[among])) if strongest[best] >= least and among.any() else 1.0
 
 
 def _lasting(luma: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:

@@ -338,8 +338,10 @@ SERIES = np.arange(4.0)
             for around in [(1, 0, 5), (1, -1, 3), (-1, 0, 3), (4, 0, 3)]
         ),
         ("levels", (PLANE.astype(np.uint16), 1.0)),
-        ("ratio", (PLANE, FEW, 1)),
-        ("ratio", (PLANE, PLANE, 0)),
+        ("steepness", (PLANE, PLANE, FEW, 100.0, 6)),
+        ("steepness", (PLANE, PLANE, PLANE[:, ::2], 100.0, 6)),
+        ("steepness", (PLANE[:1], PLANE[:1], PLANE[:1], 100.0, 6)),
+        ("steepness", (PLANE, PLANE, PLANE, 100.0, 0)),
         ("lasting", (PLANE, 5, 24, 8, PLANE)),
         ("lasting", (PLANE, 1, 24, 8, FEW)),
         ("lasting", (PLANE[:2], 1, 24, 8, PLANE)),
