@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else `packing` w
 from pipeline.detectors import detector
 from pipeline.media import Scaler
 from pipeline.planes import CELLS, FRAMES, planes_of, strip
-from pipeline.transitions import Transition
+from pipeline.reel import Transition
 from tests.media import write_video
 
 Picture = NDArray[np.uint8]  # [Y, X, 3]

@@ -1,4 +1,4 @@
-/* The loops of cuts over the last frames of a source, for speed alone: pipeline/transitions.py has the same in NumPy. */
+/* The loops of cuts over the last frames of a source, for speed alone: pipeline/reel.py, cuts.py and ramps.py have the same in NumPy. */
 
 #include "_native.h"
 
@@ -200,7 +200,7 @@ PyDoc_STRVAR(strengths_doc,
 "    times, change, apart, spread: float64 [N].\n"
 "    begins: whether the first frame is the source's first.\n"
 "    start, end: of the frames that are looked at, 1 or more and at most N.\n"
-"    flash_s, usual_s, repeat_s, one_colour, densest: see pipeline/transitions.py.");
+"    flash_s, usual_s, repeat_s, one_colour, densest: see pipeline/cuts.py and pipeline/reel.py.");
 
 typedef struct {
     Reel reel;
@@ -339,7 +339,7 @@ PyDoc_STRVAR(directions_doc,
 "    times, path, spread: float64 [N].\n"
 "    levels: uint8 [N or more, 576].\n"
 "    around: int64 [n, 3], of each: its place, and the first place and the end of what belongs to the same shot.\n"
-"    just_s, reach_s, densest: see pipeline/transitions.py.\n\n"
+"    just_s, reach_s, densest: see pipeline/ramps.py and pipeline/reel.py.\n\n"
 "Returns:\n"
 "    A list of tuples: which of `around`, and the places just before and just after it.");
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.planes import LUMA
-from pipeline.transitions import Transition, Transitions
+from pipeline.reel import Transition
+from pipeline.transitions import Transitions
 
 # By name, the threshold that each is used with unless another is given.
 THRESHOLDS = {

@@ -205,7 +205,7 @@ def cut_confidence(view: View) -> float:
     """
     if not len(view.before):
         return 1.0
-    usual = max(float(np.median(side)) for side in (view.before, view.change[1:9]) if len(side))
+    usual = max(_median(side.tolist()) for side in (view.before, view.change[1:9]) if len(side))
     first = float(view.change[0])
     return max(0.0, (first - usual) / max(first + usual, 1 / 255))
 

@@ -19,7 +19,7 @@ from pipeline.crop import Box, find_box
 from pipeline.detectors import Detector
 from pipeline.media import Matrix, Send
 from pipeline.planes import FRAMES, Held, Planes, hold, pictures_of, strip
-from pipeline.transitions import Transition
+from pipeline.reel import Transition
 
 AT_FIRST = 16  # frames of a shot that are held at the first pace
 STIRS = 3.0  # levels that luma changes by in what may be the first frame of a shot

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from packing.errors import ModelError
-from pipeline.transitions import Transition
+from pipeline.reel import Transition
 
 Pictures = NDArray[np.uint8]
 Marks = NDArray[np.float32]

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline import measures, native
 from pipeline.crop import Box, Lines
+from pipeline.cuts import cut_strengths
 from pipeline.media import UPRIGHT
 from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Planes, Strip, halved, hold, strip
+from pipeline.ramps import Around, directions
+from pipeline.reel import Reel
 from pipeline.scan import ScanOptions, scan
-from pipeline.transitions import Around, Reel, cut_strengths, directions
 from tests.media import shots, write_video
 
 compiled = pytest.mark.skipif(native.compiled is None, reason="the loops are not compiled")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.planes import CELLS
 from pipeline.records import SplitResult
+from pipeline.reel import MOST_AT_ONCE, Transition
 from pipeline.sandbox import DecodeError
 from pipeline.stages.encode import suits_decord
-from pipeline.transitions import CELLS, MOST_AT_ONCE, Transition, Transitions
+from pipeline.transitions import Transitions
 from tests.media import decoded
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

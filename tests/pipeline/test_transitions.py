@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from demo.defects import DEFECTS
 from demo.scenes import BACKGROUNDS, Scene, Shape, render
 from pipeline.detectors import THRESHOLDS, detector
-from pipeline.transitions import _CAPACITY, CELLS, Transition, Transitions
+from pipeline.planes import CELLS
+from pipeline.reel import CAPACITY, Transition
+from pipeline.transitions import Transitions
 from tests.media import shots, write_video
 
 Pictures = NDArray[np.uint8]  # [F, Y, X, 3]
@@ -217,7 +219,7 @@ def test_cuts_that_follow_each_other_for_ever_end_before_they_are_forgotten(held
     drawn = np.random.default_rng(0).integers(0, 256, (1, *CELLS, 3), dtype=np.uint8)
     pictures = np.concatenate([drawn, np.full_like(drawn, WHITE)]).repeat(held, axis=0)
     detect, given = Transitions(min_shot_frames=10), []
-    for first in range(0, 3 * _CAPACITY, len(pictures)):
+    for first in range(0, 3 * CAPACITY, len(pictures)):
         given += detect.take([(first + number) / 5 for number in range(len(pictures))], pictures)
     given += detect.finish()
     assert len(given) > 1
@@ -387,7 +389,7 @@ def test_memory_stays_flat_and_cuts_stay_exact_in_a_long_source() -> None:
     for number in range(0, 6000, 10):
         pictures = parts[number // 50 % 3][number % 50 : number % 50 + 10]
         given += transitions.take([(number + i) / FPS for i in range(10)], pictures)
-        assert len(transitions.reel.times) <= len(transitions.reel.levels) == _CAPACITY
+        assert len(transitions.reel.times) <= len(transitions.reel.levels) == CAPACITY
         assert len(transitions.cuts) + len(transitions.ramps) < 8
     given += transitions.finish()
     assert given == [Transition(start=at, end=at) for at in range(50, 6000, 50)]

@@ -1,0 +1,81 @@
+"""Cuts: how much a frame stands out as the first of a shot.
+
+Runs in the decoder's process.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Container
+
+import numpy as np
+
+from pipeline import native
+from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, lit
+
+LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
+REPEAT_S = 0.12  # from a frame that is shown again to others that are not
+
+
+def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
+    """Return how much a frame stands out as the first of a shot: its `apart` over what is usual around it; 0 for no cut.
+
+    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
+    Frames that repeat others say nothing of what is usual: of a film at 24 frames a second in a video at 60 they are most.
+    """
+    at = number - reel.first
+    apart = reel.apart[at]
+    # Next to what is far greater and no cut it is the flicker of a flash.
+    if apart < 1.5 or apart < 0.12 * max(reel.change[at - 1 : at + 2]):
+        return 0.0
+    # In the last frames of a source little is left that could be like those before: what is a bit like them is a flicker too.
+    if reel.times[-1] - reel.times[at] < FLASH_S and apart < 0.3 * reel.change[at]:
+        return 0.0
+    low = max(1 if reel.first == 0 else 0, min(reel.back(number, USUAL_S) - reel.first, at - 2))
+    high = max(reel.ahead(number, USUAL_S) - reel.first, at + 2) + 1
+    numbers = [other for other in range(low, min(high, len(reel.apart))) if other != at and other not in repeats]
+    if min(reel.spread[max(0, low - 1) : high]) < ONE_COLOUR:
+        # Changes to and from one colour say nothing, unless most are: at a low rate a flash has a third of the frames near it.
+        telling = [number for number in numbers if min(reel.spread[max(0, number - 1) : number + 1]) >= ONE_COLOUR]
+        numbers = telling if 2 * len(telling) >= len(numbers) else numbers
+    others = sorted(reel.apart[number] for number in numbers)
+    # Not the largest: there may be other cuts nearby.
+    usual = others[3 * len(others) // 4] if others else 0.0
+    full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
+    return apart / max(usual, 0.3) * min(1.0, apart / full)
+
+
+def changed_share(reel: Reel, number: int) -> float:
+    """Return the share of a picture that changes at a frame, of what changes by a tenth as much as the most of it.
+
+    Black bars take no part, but four fifths of a picture count at the least, so that a title on black is not all of it.
+    """
+    before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
+    change = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)  # of each cell
+    changes = change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))
+    counts = changes | lit(before, after)
+    return int(np.count_nonzero(changes)) / max(0.8 * len(change), int(np.count_nonzero(counts)))
+
+
+def _repeats(reel: Reel, start: int) -> Container[int]:
+    """Tell the frames that show the one before again, or nearly so, between others that do not; by their places in the reel.
+
+    Of those that count for a frame from `start` on.
+    """
+    change, times, found = reel.change, reel.times, set[int]()
+    for at in range(max(0, min(reel.back(start, USUAL_S), start - 2) - reel.first), len(change)):
+        first = bisect_left(times, times[at] - REPEAT_S, 0, at)
+        end = bisect_right(times, times[at] + REPEAT_S, at)
+        least = min(max(change[first:at], default=0.0), max(change[at + 1 : end], default=0.0))
+        if change[at] <= max(0.02, 0.1 * least):
+            found.add(at)
+    return found
+
+
+def cut_strengths(reel: Reel, start: int, end: int) -> list[float]:
+    """Return the `cut_strength` of frames `[start, end)`."""
+    if not native.compiled:
+        repeats = _repeats(reel, start) if start < end else ()
+        return [cut_strength(reel, number, repeats) for number in range(start, end)]
+    series, places = (reel.times, reel.change, reel.apart, reel.spread), (start - reel.first, end - reel.first)
+    bounds = FLASH_S, USUAL_S, REPEAT_S, ONE_COLOUR, DENSEST_FPS
+    strengths: list[float] = native.compiled.strengths(*series, reel.first == 0, *places, *bounds)
+    return strengths
