@@ -491,12 +491,12 @@ static int make_shuffles(Axis *axis, Py_ssize_t count)
 
 AVX2 static void across_wide(const Layer *layer, Py_ssize_t count, int16_t *out)
 {
-    const Axis *axis = &layer->x;
-    const __m256i *shuffles = (const __m256i *)axis->shuffles, *weights = (const __m256i *)axis->weights;
-    for (Py_ssize_t block = 0; 8 * block < count; block++) {
-        const int32_t *at = axis->at + 8 * block;
-        const __m128i left = _mm_loadu_si128((const __m128i *)(layer->padded + at[0]));
-        const __m128i right = _mm_loadu_si128((const __m128i *)(layer->padded + at[4]));
+    const __m256i *shuffles = (const __m256i *)layer->x.shuffles, *weights = (const __m256i *)layer->x.weights;
+    const uint8_t *const row = layer->padded;
+    const int32_t *at = layer->x.at;
+    for (Py_ssize_t block = 0; 8 * block < count; block++, at += 8) {
+        const __m128i left = _mm_loadu_si128((const __m128i *)(row + at[0]));
+        const __m128i right = _mm_loadu_si128((const __m128i *)(row + at[4]));
         const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
         const __m256i pairs = _mm256_shuffle_epi8(both, _mm256_loadu_si256(shuffles + block));
         const __m256i sums = _mm256_srai_epi32(_mm256_madd_epi16(pairs, _mm256_loadu_si256(weights + block)), 4);
@@ -517,14 +517,24 @@ AVX2 static void down_wide(const Layer *layer, Py_ssize_t y, Py_ssize_t count, c
     }
 }
 
-AVX2 static inline __m128i row_of(const __m256i *pairs, const int32_t *matrix)
+/* One row of a matrix, and its offset: weights of luma and blue, in turns, and of red. */
+typedef struct {
+    __m256i two, one, offset;
+} Row;
+
+AVX2 static inline Row row_of(const int32_t *matrix)
 {
-    const __m256i two = _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)matrix[1] << 16 | (uint16_t)matrix[0]));
-    const __m256i one = _mm256_set1_epi32((uint16_t)matrix[2]), offset = _mm256_set1_epi32(matrix[3]);
+    return (Row){.two = _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)matrix[1] << 16 | (uint16_t)matrix[0])),
+                 .one = _mm256_set1_epi32((uint16_t)matrix[2]),
+                 .offset = _mm256_set1_epi32(matrix[3])};
+}
+
+AVX2 static inline __m128i channel_of(const __m256i *pairs, const Row *row)
+{
     __m256i sums[2];
     for (int half = 0; half < 2; half++) {
-        const __m256i luma = _mm256_madd_epi16(pairs[half], two), red = _mm256_madd_epi16(pairs[2 + half], one);
-        sums[half] = _mm256_srai_epi32(_mm256_add_epi32(_mm256_add_epi32(luma, red), offset), 10);
+        const __m256i luma = _mm256_madd_epi16(pairs[half], row->two), red = _mm256_madd_epi16(pairs[2 + half], row->one);
+        sums[half] = _mm256_srai_epi32(_mm256_add_epi32(_mm256_add_epi32(luma, red), row->offset), 10);
     }
     const __m256i words = _mm256_packs_epi32(sums[0], sums[1]);
     return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
@@ -540,22 +550,23 @@ static void make_interleaving(void)
         interleaving[byte / 16][byte % 3][byte % 16] = (uint8_t)(byte / 3);
 }
 
-/* Makes at least `AT_ONCE` pixels. */
+/* Makes at least `AT_ONCE` pixels. What stays the same is read before the loop: for all that compilers know, pixels change it. */
 AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
 {
+    const int16_t *const luma = levels[0], *const blue = levels[1], *const red = levels[2];
+    const Row rows[3] = {row_of(matrix), row_of(matrix + 4), row_of(matrix + 8)};
+    __m128i places[3][3];
+    memcpy(places, interleaving, sizeof places);
     for (Py_ssize_t next = 0; next < count; next += AT_ONCE) {
         const Py_ssize_t x = next < count - AT_ONCE ? next : count - AT_ONCE; /* the last ones overlap with those before */
-        const __m256i y = _mm256_loadu_si256((const __m256i *)(levels[0] + x));
-        const __m256i u = _mm256_loadu_si256((const __m256i *)(levels[1] + x));
-        const __m256i v = _mm256_loadu_si256((const __m256i *)(levels[2] + x)), zero = _mm256_setzero_si256();
+        const __m256i y = _mm256_loadu_si256((const __m256i *)(luma + x)), u = _mm256_loadu_si256((const __m256i *)(blue + x));
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(red + x)), zero = _mm256_setzero_si256();
         const __m256i pairs[4] = {_mm256_unpacklo_epi16(y, u), _mm256_unpackhi_epi16(y, u), _mm256_unpacklo_epi16(v, zero),
                                   _mm256_unpackhi_epi16(v, zero)};
-        const __m128i first = row_of(pairs, matrix), second = row_of(pairs, matrix + 4), third = row_of(pairs, matrix + 8);
+        const __m128i first = channel_of(pairs, rows), second = channel_of(pairs, rows + 1), third = channel_of(pairs, rows + 2);
         for (int k = 0; k < 3; k++) {
-            const __m128i *from = (const __m128i *)interleaving[k];
-            const __m128i one = _mm_shuffle_epi8(first, _mm_loadu_si128(from));
-            const __m128i two = _mm_or_si128(one, _mm_shuffle_epi8(second, _mm_loadu_si128(from + 1)));
-            const __m128i all = _mm_or_si128(two, _mm_shuffle_epi8(third, _mm_loadu_si128(from + 2)));
+            const __m128i one = _mm_shuffle_epi8(first, places[k][0]), two = _mm_shuffle_epi8(second, places[k][1]);
+            const __m128i all = _mm_or_si128(_mm_or_si128(one, two), _mm_shuffle_epi8(third, places[k][2]));
             _mm_storeu_si128((__m128i *)(out + 3 * x + 16 * k), all);
         }
     }

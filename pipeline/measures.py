@@ -83,18 +83,15 @@ class View:
         return _median([max(high - low for low, high in of_picture) for of_picture in zip(*levels, strict=True)])
 
     @cached_property
-    def moved(self) -> NDArray[np.uint8]:
-        """Change of each cell from a moment to the next that is at least a quarter second later.
+    def moved(self) -> Sequence[int]:
+        """Largest change of a cell from a moment to the next that is at least a quarter second later, pair by pair.
 
-        The largest of its red, green and blue, 0 to 255, [pairs, cells].
+        Of its red, green or blue, 0 to 255.
         """
         later = np.searchsorted(self.times_s, self.times_s + 0.249).clip(max=len(self.cells) - 1)
         # Near the end, only the last moment is left to compare with; the pair that is furthest apart stands for all with it.
-        pairs = {j: i for i, j in reversed(list(enumerate(later))) if j > i}
-        at, before = (np.array(list(side), dtype=np.intp) for side in (pairs.values(), pairs))
-        changes = np.maximum(self.cells[at], self.cells[before]) - np.minimum(self.cells[at], self.cells[before])
-        strongest: NDArray[np.uint8] = np.maximum(np.maximum(changes[..., 0], changes[..., 1]), changes[..., 2])
-        return strongest.reshape(len(pairs), self.cells[0, ..., 0].size)
+        pairs = {j: i for i, j in reversed(list(enumerate(later.tolist()))) if j > i}
+        return [int(cv2.norm(self.cells[at], self.cells[before], cv2.NORM_INF)) for at, before in pairs.items()]
 
 
 OfClip = Callable[[View], float]
@@ -173,10 +170,10 @@ def still_share(view: View) -> float:
     share of frames whose mean change is at most 0.0001: a frozen picture that jumps when its encoder refreshes it. Both bounds
     are lower where the `colour_range` is below 0.2.
     """
-    if not len(view.moved):
+    if not view.moved:
         return 0.0
     visible = min(1.0, colour_range(view) / 0.2)
-    moments = (view.moved.max(axis=1) <= 255 * 0.03 * visible).mean()
+    moments = sum(change <= 255 * 0.03 * visible for change in view.moved) / len(view.moved)
     return float(max(moments, (view.change[1:] <= 0.0001 * visible).mean()))
 
 
@@ -221,7 +218,7 @@ def overlay_area(view: View) -> float:
     lasting, moving = _lasting(view.luma)
     if moving < len(view.luma) * np.count_nonzero(lasting):
         return 0.0
-    return float(cv2.dilate(lasting, np.ones((5, 5), np.uint8)).mean())
+    return cv2.countNonZero(cv2.dilate(lasting, np.ones((5, 5), np.uint8))) / lasting.size
 
 
 @measure
@@ -266,9 +263,7 @@ def _median(values: Iterable[float]) -> float:
 
 def _means(planes: NDArray[np.uint8]) -> Sequence[float]:
     """Return the mean of each plane, [F, Y, X]."""
-    flat = planes.reshape(len(planes), -1)
-    means: list[float] = (flat.sum(axis=1, dtype=np.uint32) / flat.shape[1]).tolist()
-    return means
+    return [cv2.sumElems(plane)[0] / plane.size for plane in planes]
 
 
 def _percentiles(plane: NDArray[np.uint8], *percents: float) -> Sequence[int]:
