@@ -125,22 +125,22 @@ static void make_means(uint8_t *means, int count)
         means[sum] = (uint8_t)lrintf((float)sum * scale);
 }
 
-/* Averages samples [12 * down, 16 * 8 or 16 * 4] to cells, and spreads their levels. */
-WIDE static void average(const uint8_t *samples, int down, int wide, const uint8_t *means, int16_t factor, uint8_t *cells)
+/* Adds up samples [12 * down, 16 * wide], cell by cell. */
+static void add_up(const uint8_t *samples, int down, int wide, uint16_t *sums)
 {
-    for (int i = 0; i < CELL_ROWS; i++) {
-        uint16_t sums[COLUMNS];
-        memset(sums, 0, sizeof sums);
-        for (int y = 0; y < down; y++, samples += wide * CELL_COLUMNS)
-            for (int x = 0; x < wide * CELL_COLUMNS; x++)
-                sums[x] += samples[x];
-        for (int j = 0; j < CELL_COLUMNS; j++, cells += 3) {
-            int total = 0;
-            for (int x = 0; x < wide; x++)
-                total += sums[j * wide + x];
-            *cells = spread(means[total], factor);
-        }
+    for (int i = 0; i < CELL_ROWS; i++, sums += CELL_COLUMNS) {
+        memset(sums, 0, CELL_COLUMNS * sizeof *sums);
+        for (int y = 0; y < down; y++)
+            for (int j = 0; j < CELL_COLUMNS; j++)
+                for (int x = 0; x < wide; x++)
+                    sums[j] = (uint16_t)(sums[j] + *samples++);
     }
+}
+
+static void spread_all(const uint8_t *samples, int count, int16_t factor, uint8_t *out)
+{
+    for (int i = 0; i < count; i++)
+        out[i] = spread(samples[i], factor);
 }
 
 static inline int descaled(int value)
@@ -148,28 +148,118 @@ static inline int descaled(int value)
     return (value + (1 << 13)) >> 14;
 }
 
-WIDE static void spread_all(const uint8_t *samples, uint8_t *out, int count, int16_t factor)
+/* Weights in colours, as OpenCV counts: of the difference of blue in blue, of both in green, of the difference of red in red. */
+enum { BLUE = 33292 / 2, GREEN_BLUE = -6472, GREEN_RED = -9519, RED = 18678 };
+
+/* Turns samples over the full range into blue, green and red. */
+static void colours(const uint8_t *y, const uint8_t *u, const uint8_t *v, uint8_t *pixels)
 {
-    for (int i = 0; i < count; i++)
-        out[i] = spread(samples[i], factor);
+    for (int i = 0; i < FEW; i++) {
+        const int16_t blue = (int16_t)(u[i] - 128), red = (int16_t)(v[i] - 128);
+        pixels[i] = clipped((int16_t)(y[i] + scaled((int16_t)(4 * blue), BLUE)));
+        pixels[FEW + i] = clipped(y[i] + descaled(blue * GREEN_BLUE + red * GREEN_RED));
+        pixels[2 * FEW + i] = clipped((int16_t)(y[i] + scaled((int16_t)(2 * red), RED)));
+    }
 }
 
-/* Turns every second sample of luma, and all others, into blue, green and red, with the whole numbers that OpenCV counts in. */
-WIDE static void colours(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int full, uint8_t *pixels)
+#ifdef WITH_AVX2
+AVX2 static void add_up_wide(const uint8_t *samples, int down, int wide, uint16_t *sums)
 {
-    uint8_t y[FEW], u[FEW], v[FEW];
+    const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi64x(0xFFFFFFFF);
+    const int row = wide * CELL_COLUMNS;
+    for (int i = 0; i < CELL_ROWS; i++, samples += down * row)
+        for (int block = 0; block < row; block += 32) { /* eight samples have one sum; of four, two halves have one each */
+            __m256i all = zero, other = zero;
+            for (int y = 0; y < down; y++) {
+                const __m256i some = _mm256_loadu_si256((const __m256i *)(samples + y * row + block));
+                all = _mm256_add_epi64(all, _mm256_sad_epu8(wide == 8 ? some : _mm256_and_si256(some, half), zero));
+                other = _mm256_add_epi64(other, _mm256_sad_epu8(_mm256_srli_epi64(some, 32), zero));
+            }
+            uint64_t first[4], second[4];
+            _mm256_storeu_si256((__m256i *)first, all);
+            _mm256_storeu_si256((__m256i *)second, other);
+            for (int k = 0; k < 4; k++) {
+                *sums++ = (uint16_t)first[k];
+                if (wide == 4)
+                    *sums++ = (uint16_t)second[k];
+            }
+        }
+}
+
+AVX2 static inline __m256i words(const uint8_t *samples)
+{
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)samples));
+}
+
+/* Puts 32 numbers into bytes, clipped. */
+AVX2 static inline void pack(__m256i low, __m256i high, uint8_t *out)
+{
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xD8));
+}
+
+AVX2 static void spread_all_wide(const uint8_t *samples, int count, int16_t factor, uint8_t *out)
+{
+    const __m256i by = _mm256_set1_epi16(factor), least = _mm256_set1_epi16(16);
+    for (int i = 0; i < count; i += 32) {
+        __m256i both[2];
+        for (int k = 0; k < 2; k++) {
+            const __m256i above = _mm256_sub_epi16(words(samples + i + 16 * k), least);
+            both[k] = _mm256_add_epi16(above, _mm256_mulhrs_epi16(above, by));
+        }
+        pack(both[0], both[1], out + i);
+    }
+}
+
+AVX2 static void colours_wide(const uint8_t *y, const uint8_t *u, const uint8_t *v, uint8_t *pixels)
+{
+    const __m256i middle = _mm256_set1_epi16(128), of_blue = _mm256_set1_epi16(BLUE), of_red = _mm256_set1_epi16(RED);
+    const __m256i of_both = _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)GREEN_RED << 16 | (uint16_t)GREEN_BLUE));
+    const __m256i rounding = _mm256_set1_epi32(1 << 13);
+    for (int i = 0; i < FEW; i += 32) {
+        __m256i all[3][2];
+        for (int k = 0; k < 2; k++) {
+            const __m256i luma = words(y + i + 16 * k), blue = _mm256_sub_epi16(words(u + i + 16 * k), middle);
+            const __m256i red = _mm256_sub_epi16(words(v + i + 16 * k), middle);
+            const __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(blue, red), of_both);
+            const __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(blue, red), of_both);
+            const __m256i green = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_add_epi32(low, rounding), 14),
+                                                     _mm256_srai_epi32(_mm256_add_epi32(high, rounding), 14));
+            all[0][k] = _mm256_add_epi16(luma, _mm256_mulhrs_epi16(_mm256_slli_epi16(blue, 2), of_blue));
+            all[1][k] = _mm256_add_epi16(luma, green);
+            all[2][k] = _mm256_add_epi16(luma, _mm256_mulhrs_epi16(_mm256_slli_epi16(red, 1), of_red));
+        }
+        for (int k = 0; k < 3; k++)
+            pack(all[k][0], all[k][1], pixels + k * FEW + i);
+    }
+}
+#else
+#define add_up_wide add_up
+#define spread_all_wide spread_all
+#define colours_wide colours
+#endif
+
+/* Averages samples to cells, and spreads their levels. */
+static void average(const uint8_t *samples, int down, int wide, const uint8_t *means, int16_t factor, uint8_t *cells)
+{
+    uint16_t sums[CELLS];
+    (is_wide() ? add_up_wide : add_up)(samples, down, wide, sums);
+    for (int i = 0; i < CELLS; i++)
+        cells[3 * i] = spread(means[sums[i]], factor);
+}
+
+/* Turns every second sample of luma, and all others, into colours. */
+static void colour_samples(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int full, uint8_t *pixels)
+{
+    uint8_t few[FEW], levels[3][FEW];
+    const uint8_t *samples[3] = {few, blue, red};
     for (int i = 0; i < ROWS / 2; i++)
         for (int j = 0; j < COLUMNS / 2; j++)
-            y[i * (COLUMNS / 2) + j] = luma[2 * i * COLUMNS + 2 * j];
-    spread_all(y, y, FEW, full ? FULL : LUMA);
-    spread_all(blue, u, FEW, full ? FULL : CHROMA);
-    spread_all(red, v, FEW, full ? FULL : CHROMA);
-    for (int i = 0; i < FEW; i++)
-        pixels[i] = clipped((int16_t)(y[i] + scaled((int16_t)(4 * (u[i] - 128)), 33292 / 2)));
-    for (int i = 0; i < FEW; i++)
-        pixels[FEW + i] = clipped(y[i] + descaled((u[i] - 128) * -6472 + (v[i] - 128) * -9519));
-    for (int i = 0; i < FEW; i++)
-        pixels[2 * FEW + i] = clipped((int16_t)(y[i] + scaled((int16_t)(2 * (v[i] - 128)), 18678)));
+            few[i * (COLUMNS / 2) + j] = luma[2 * i * COLUMNS + 2 * j];
+    for (int k = 0; k < 3 && !full; k++) {
+        (is_wide() ? spread_all_wide : spread_all)(samples[k], FEW, k ? CHROMA : LUMA, levels[k]);
+        samples[k] = levels[k];
+    }
+    (is_wide() ? colours_wide : colours)(samples[0], samples[1], samples[2], pixels);
 }
 
 PyDoc_STRVAR(add_doc,
@@ -224,7 +314,7 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, luma_means, full ? FULL : LUMA, out);
     for (int k = 0; k < 2; k++)
         average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, chroma_means, full ? FULL : CHROMA, out + 1 + k);
-    colours(luma, others[0], others[1], full, pixels);
+    colour_samples(luma, others[0], others[1], full, pixels);
     int light = 0;
     for (int i = 0; i < CELLS; i++)
         light += out[3 * i];

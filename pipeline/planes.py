@@ -249,8 +249,10 @@ class Held:
         picture: Picture = pictures_of([self], box, side, least)[0]
         return picture
 
-    def inside(self, box: Box) -> list[NDArray[np.uint8]]:
+    def inside(self, box: Box) -> Sequence[NDArray[np.uint8]]:
         """Return what the planes show inside a box."""
+        if box == (0, 0, *self.size):
+            return self.planes
         return [cropped(plane, scaled_box(box, self.size, (plane.shape[0], plane.shape[1]))) for plane in self.planes]
 
     def draw(self, box: Box, picture: Picture) -> None:

@@ -54,15 +54,20 @@ def test_a_machine_that_can_compile_them_has_them() -> None:
 @compiled
 @pytest.mark.parametrize("depth", [8, 10, 12])
 @pytest.mark.parametrize("full", [False, True])
-def test_a_strip_shows_the_same(depth: int, full: bool) -> None:
+def test_a_strip_shows_the_same(depth: int, full: bool, monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
     rng = np.random.default_rng(depth)
     for _ in range(20):
         frames = [random_planes(rng, depth, full) for _ in range(5)]
         ours, theirs = (developed(made, frames) for made in (CompiledStrip(), Strip()))
-        for (changed, pictures), (changed_too, pictures_too) in zip(ours, theirs, strict=True):
-            assert changed == changed_too
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "compiled", portable)
+            without_wide_registers = developed(CompiledStrip(), frames)
+        for of_ours, of_portable, of_theirs in zip(ours, without_wide_registers, theirs, strict=True):
+            assert of_ours[0] == of_portable[0] == of_theirs[0]
             for name in ("pictures", "light", "change"):
-                assert np.array_equal(getattr(pictures, name), getattr(pictures_too, name))
+                shown = getattr(of_ours[1], name)
+                assert np.array_equal(shown, getattr(of_portable[1], name))
+                assert np.array_equal(shown, getattr(of_theirs[1], name))
 
 
 def developed(made: Strip | CompiledStrip, frames: list[Planes]) -> list[tuple[list[float], Developed]]:
@@ -71,7 +76,10 @@ def developed(made: Strip | CompiledStrip, frames: list[Planes]) -> list[tuple[l
 
 
 @compiled
-def test_colours_of_all_samples_are_the_same() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_colours_of_all_samples_are_the_same(wide: bool, monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+    if not wide:
+        monkeypatch.setattr(native, "compiled", portable)
     for blue in range(0, 256, 3):
         luma = np.tile(np.arange(256, dtype=np.uint8), (72, 1))
         few = np.tile(np.arange(0, 256, dtype=np.uint8), (36, 1))
