@@ -18,8 +18,9 @@ REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
     """Return how much a frame stands out as the first of a shot: its `apart` over what is usual around it; 0 for no cut.
 
-    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
-    Frames that repeat others say nothing of what is usual: of a film at 24 frames a second in a video at 60 they are most.
+    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out); not
+    so much less where one stands alone, twice as large as all others around it, as between two poses of somebody before one
+    wall. Frames that repeat others say nothing of what is usual: most are that in a film at 24 frames a second shown at 60.
     """
     at = number - reel.first
     apart = reel.apart[at]
@@ -38,9 +39,12 @@ def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
         numbers = telling if 2 * len(telling) >= len(numbers) else numbers
     others = sorted(reel.apart[number] for number in numbers)
     # Not the largest: there may be other cuts nearby.
-    usual = others[3 * len(others) // 4] if others else 0.0
+    usual, most = (others[3 * len(others) // 4], others[-1]) if others else (0.0, 0.0)
     full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
-    return apart / max(usual, 0.3) * min(1.0, apart / full)
+    ratio = apart / max(usual, 0.3)
+    strength = ratio * min(1.0, apart / full)
+    alone = apart >= 2 * max(most, 0.3) and apart >= 0.9 * reel.change[at]
+    return max(strength, min(0.75 * ratio, 2.5 * strength)) if alone else strength
 
 
 def changed_share(reel: Reel, number: int) -> float:

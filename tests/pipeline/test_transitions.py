@@ -115,6 +115,31 @@ def test_a_cut_between_scenes_on_one_background_is_a_cut() -> None:
     assert found(shot(first, 48), shot(second, 48)) == [(48, 48)]
 
 
+def before_a_wall(places: Sequence[float], seed: int = 0) -> Pictures:
+    """Something broad, hardly lighter than the wall that it is before, at these places of the picture's width; and grain."""
+    still = shot(scene("gray", motion="still"), 1)[0].astype(np.float64)
+    pictures = np.repeat(still[None], len(places), axis=0) + np.random.default_rng(seed).normal(
+        0, 2, (len(places), *still.shape)
+    )
+    for picture, place in zip(pictures, places, strict=True):
+        left = round(place * WIDTH)
+        picture[6:, left : left + WIDTH // 3] += 8
+    return np.clip(pictures, 0, 255).astype(np.uint8)
+
+
+def test_a_cut_between_two_poses_before_one_wall_is_a_cut() -> None:
+    assert found(before_a_wall([0.25] * 40 + [0.45] * 40)) == [(40, 40)]
+
+
+@pytest.mark.parametrize("frames", [4, 8, 16])
+def test_what_moves_from_one_pose_to_the_other_is_not_cut(frames: int) -> None:
+    assert found(before_a_wall([*[0.25] * 40, *np.linspace(0.25, 0.45, frames), *[0.45] * 40])) == []
+
+
+def test_a_pose_for_a_moment_is_no_shot() -> None:
+    assert found(before_a_wall([*[0.25] * 40, *[0.45] * 4, *[0.25] * 40])) == []
+
+
 @pytest.mark.parametrize("of", [FIRST, SECOND, THIRD], ids=["grass", "sunset", "sky"])
 @pytest.mark.parametrize(
     "place", [np.s_[54:66, 6:90], np.s_[6:34, 60:90], np.s_[24:48, 18:78]], ids=["below", "corner", "middle"]
