@@ -4,10 +4,10 @@
 
 A drawn world has its truth and is no footage; footage seldom has a truth. So real shots are joined: stretches of the files in
 which neither our detector nor PySceneDetect's finds anything, 8 to 12 of them to a montage of one size and rate, by hard cuts
-(seven in ten), dissolves, and fades through black or white, of 0.25 to 1.2 s, in which both shots go on moving; all encoded
-as H.264. Three shots in ten have a decoy, which is no join: a flash that goes out over four frames, or a title over an eighth
-of the picture. A hard cut is found when it is found to the frame, another join when something found touches it, give or take
-two frames. What touches no join is too much.
+(two in three), dissolves, wipes, and fades through black or white, of 0.25 to 1.2 s, in which both shots go on moving; all
+encoded as H.264. Three shots in ten have a decoy, which is no join: a flash that goes out over four frames, or a title over
+an eighth of the picture. A hard cut is found when it is found to the frame, another join when something found touches it,
+give or take two frames. What touches no join is too much.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CLEAR = 3  # frames left out at the ends of a stretch
 SLACK = 2  # frames that a gradual join may be missed by
 LEAST_S, MOST_S = 1.6, 5.0  # of a shot in a montage
 DECOYS = 0.3  # share of shots that have one
-KINDS = {"hard": 70, "dissolve": 18, "black": 9, "white": 3}
+KINDS = {"hard": 70, "dissolve": 18, "black": 9, "white": 3, "wipe": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +154,11 @@ def append(pictures: list[Picture], shot: list[Picture], kind: str, frames: int)
         at = len(pictures)
         pictures += shot
         return Join(kind=kind, start=at, end=at)
-    if kind == "dissolve":
+    if kind in ("dissolve", "wipe"):
         start = len(pictures) - frames
         for number in range(frames):
-            pictures[start + number] = mixed(pictures[start + number], shot[number], (number + 1) / (frames + 1))
+            old, new, share = pictures[start + number], shot[number], (number + 1) / (frames + 1)
+            pictures[start + number] = mixed(old, new, share) if kind == "dissolve" else wiped(old, new, share, frames % 4)
         pictures += shot[frames:]
         return Join(kind=kind, start=start, end=start + frames)
     half = max(2, frames // 2)
@@ -169,6 +170,15 @@ def append(pictures: list[Picture], shot: list[Picture], kind: str, frames: int)
         shot[number] = mixed(colour, shot[number], number / half)
     pictures += shot
     return Join(kind=kind, start=start, end=start + 2 * half)
+
+
+def wiped(one: Picture, other: Picture, share: float, turns: int) -> Picture:
+    """Lay a share of a picture over another one, from one side."""
+    made = one.copy()
+    below, above = np.rot90(made, turns), np.rot90(other, turns)  # views
+    width = round(share * below.shape[1])
+    below[:, :width] = above[:, :width]
+    return made
 
 
 def mixed(one: Picture, other: Picture, share: float) -> Picture:

@@ -1,4 +1,5 @@
-/* The loops of cuts over the last frames of a source, for speed alone: pipeline/reel.py, cuts.py and ramps.py have the same in NumPy. */
+/* The loops of cuts over the last frames of a source, for speed alone: pipeline/reel.py, cuts.py, ramps.py and wipes.py have the same in
+ * NumPy. */
 
 #include "_native.h"
 
@@ -470,10 +471,127 @@ close_views:
     return result;
 }
 
+/* ---- where a wipe may be --------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(stepping_doc,
+"stepping(times, levels, around, reach_s, at_once_s, densest)\n--\n\n"
+"Tell around which frames most values make one step each, and not all at once; see `_stepping` of pipeline/wipes.py.\n\n"
+"Args:\n"
+"    times: float64 [N].\n"
+"    levels: uint8 [N or more, 576].\n"
+"    around: int64 [n, 3], as for `directions`.\n"
+"    reach_s, at_once_s, densest: see pipeline/wipes.py and pipeline/reel.py.\n\n"
+"Returns:\n"
+"    A list of tuples: the first place and the end of each window.");
+
+enum { LEAST_STEP = 10 };
+
+/* What each value does in a window: its largest step over some frames, its way, its largest change, and when that was. */
+typedef struct {
+    uint8_t step[VALUES], largest[VALUES];
+    uint16_t when[VALUES];
+    uint32_t way[VALUES];
+} Course;
+
+WIDE static void follow(const uint8_t *levels, Py_ssize_t count, Py_ssize_t at_once, Course *course)
+{
+    memset(course, 0, sizeof *course);
+    for (Py_ssize_t i = 0; i + at_once < count; i++, levels += VALUES)
+        for (int k = 0; k < VALUES; k++) {
+            const uint8_t step = (uint8_t)abs(levels[at_once * VALUES + k] - levels[k]);
+            course->step[k] = step > course->step[k] ? step : course->step[k];
+        }
+    levels -= (count - at_once) * VALUES;
+    for (Py_ssize_t i = 0; i + 1 < count; i++, levels += VALUES)
+        for (int k = 0; k < VALUES; k++) {
+            const uint8_t change = (uint8_t)abs(levels[VALUES + k] - levels[k]);
+            course->way[k] += change;
+            course->when[k] = change > course->largest[k] ? (uint16_t)i : course->when[k];
+            course->largest[k] = change > course->largest[k] ? change : course->largest[k];
+        }
+}
+
+enum { MOST_FRAMES = 1024 }; /* of a window */
+
+/* Tells whether most values of a window change, each mostly in one step, and not all in the same frame. */
+static int steps(const uint8_t *levels, Py_ssize_t count, Py_ssize_t at_once)
+{
+    const uint8_t *last = levels + (count - 1) * VALUES;
+    int change = 0, step = 0, straight = 0, most = 0;
+    for (int k = 0; k < VALUES; k++)
+        change += abs(last[k] - levels[k]) > LEAST_STEP;
+    if (2 * change < VALUES || count <= at_once || count > MOST_FRAMES)
+        return 0;
+    Course course;
+    int moments[MOST_FRAMES] = {0};
+    follow(levels, count, at_once, &course);
+    for (int k = 0; k < VALUES; k++) {
+        const int size = abs(last[k] - levels[k]);
+        if (size <= LEAST_STEP)
+            continue;
+        step += course.step[k] > 0.6 * size;
+        straight += course.way[k] <= 3 * (uint32_t)size;
+        const int found = ++moments[course.when[k]];
+        most = found > most ? found : most;
+    }
+    return step >= 0.7 * change && 2 * straight >= change && most <= 0.3 * change;
+}
+
+static PyObject *stepping(PyObject *module, PyObject *arguments)
+{
+    PyObject *objects[3], *result = NULL;
+    Py_buffer views[3];
+    double reach_s, at_once_s;
+    Reel reel;
+    int opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOddd", &objects[0], &objects[1], &objects[2], &reach_s, &at_once_s, &reel.densest))
+        return NULL;
+    for (; opened < 3; opened++) {
+        const Py_ssize_t least = opened == 1 ? views[0].len / (Py_ssize_t)sizeof(double) * VALUES : 0;
+        if (open_bytes(objects[opened], &views[opened], least, PyBUF_SIMPLE) < 0)
+            goto close_views;
+    }
+    reel.times = views[0].buf;
+    reel.count = views[0].len / (Py_ssize_t)sizeof(double);
+    if (!(result = PyList_New(0)))
+        goto close_views;
+    const int64_t *around = views[2].buf;
+    const Py_ssize_t count = views[2].len / (Py_ssize_t)(3 * sizeof(int64_t));
+    for (Py_ssize_t i = 0; i < count; i++, around += 3) {
+        const int64_t at = around[0], low = around[1], high = around[2];
+        if (low < 0 || at < 0 || at >= high || high > reel.count) {
+            PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
+            Py_CLEAR(result);
+            break;
+        }
+        const Py_ssize_t first = larger(low, back(&reel, at, reach_s)), end = smaller(high, ahead(&reel, at, reach_s) + 1);
+        if (end - first < 10)
+            continue;
+        const double lasts = reel.times[end - 1] - reel.times[first], frames = at_once_s * (double)(end - first - 1);
+        const double at_once = floor(frames / (lasts > 1e-9 ? lasts : 1e-9) + 0.5);
+        if (!steps((const uint8_t *)views[1].buf + first * VALUES, end - first,
+                   !(at_once >= 1) ? 1 : at_once > MOST_FRAMES ? MOST_FRAMES : (Py_ssize_t)at_once))
+            continue;
+        PyObject *found = Py_BuildValue("nn", first, end);
+        const int failed = !found || PyList_Append(result, found) < 0;
+        Py_XDECREF(found);
+        if (failed) {
+            Py_CLEAR(result);
+            break;
+        }
+    }
+close_views:
+    while (opened--)
+        PyBuffer_Release(&views[opened]);
+    return result;
+}
+
 PyMethodDef clipmill_cut_methods[] = {
     {"compare", compare, METH_VARARGS, compare_doc},
     {"part", part, METH_VARARGS, part_doc},
     {"strengths", strengths, METH_VARARGS, strengths_doc},
     {"directions", directions, METH_VARARGS, directions_doc},
+    {"stepping", stepping, METH_VARARGS, stepping_doc},
     {NULL, NULL, 0, NULL},
 };

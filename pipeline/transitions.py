@@ -1,19 +1,22 @@
 """Transitions: where one shot ends and the next begins, from the stream of a source's frames, a few seconds behind it.
 
 Runs in the decoder's process. Every frame becomes a tiny picture of block means (`CELLS`); all is decided on these, over
-windows in seconds of presentation time, whatever the frame rate. Three rules:
+windows in seconds of presentation time, whatever the frame rate. Four rules:
 
 - A **cut** lies between two sides no frames of which are alike, it stands out from what changes around it, and most of the
   picture changes. A flash, or a strobe light, has frames alike on both sides, and is no cut; nor is a title laid over a shot.
 - A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
   steady pace, and keep still before and after; or, where shots move, two pictures that are not alike cancel out in their mix.
   What pans, moves or grows changes cell after cell; what gets lighter or darker keeps its structure.
+- A **wipe** lays one shot over the other from one side: each cell changes at once, when a straight border reaches it, while both
+  sides of that stand still.
 - Cuts and ramps with next to nothing between them, or with nothing but frames of one colour, are one transition.
 
 Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
 """
 
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +40,9 @@ from pipeline.reel import (
     Reel,
     Transition,
 )
+from pipeline.wipes import wipes
 
+WIPES_S = 0.4  # from one moment at which wipes are looked for to the next
 MOST_BACK = 0.5  # of the change at one end of a flash that may be left between what lies before and after it
 
 
@@ -56,6 +61,7 @@ class Transitions:
     next_part: int = 1  # the first frame of which is not yet known how far apart what lies before and after it is
     next_cut: int = 1  # the first frame of which is not yet known whether it is a cut
     next_ramp: int = 1  # the first frame of which is not yet known whether a ramp is around it
+    next_wipe_s: float = -math.inf  # when a wipe is looked for next
     cuts: dict[int, float] = field(default_factory=dict)  # and how strong each is
     ramps: list[list[Transition]] = field(default_factory=list)  # each as it was seen from some frames inside
     given: int = 0  # end of the last transition that was given away
@@ -92,8 +98,12 @@ class Transitions:
             if strength >= self.threshold and changed_share(reel, number) >= LEAST_CHANGED:
                 self.cuts[number] = strength
         self.next_cut = seen
-        for ramp in ramps(reel, list(self._around(final=final))):
+        around = list(self._around(final=final))
+        for ramp in ramps(reel, around):
             self._keep(ramp)
+        for wipe in wipes(reel, list(self._now_and_then(around))):
+            for _ in range(2):  # once is no chance
+                self._keep(wipe)
 
     def _around(self, *, final: bool) -> Iterator[Around]:
         """Give the next frames that may be inside of a ramp, each with what belongs to the same shot or ramp."""
@@ -103,6 +113,14 @@ class Transitions:
             low = max([self.given, reel.first, *(cut for cut in sharp if cut <= self.next_ramp)])
             yield self.next_ramp, low, min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
             self.next_ramp = reel.ahead(self.next_ramp, JUST_S)
+
+    def _now_and_then(self, around: Sequence[Around]) -> Iterator[Around]:
+        """Choose frames at which wipes are looked for, which are seen from far off."""
+        for one in around:
+            time_s = self.reel.times[one[0] - self.reel.first]
+            if time_s >= self.next_wipe_s:
+                self.next_wipe_s = time_s + WIPES_S
+                yield one
 
     def _seen(self, last: int, number: int, seconds: float) -> bool:
         """Tell whether enough frames came after a frame, up to `last`, to judge it."""

@@ -22,6 +22,7 @@ from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Plane
 from pipeline.ramps import Around, directions
 from pipeline.reel import Reel
 from pipeline.scan import ScanOptions, scan
+from pipeline.wipes import stepping
 from tests.media import shots, write_video
 
 compiled = pytest.mark.skipif(native.compiled is None, reason="the loops are not compiled")
@@ -195,6 +196,35 @@ def test_directions_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any)
 
 
 @compiled
+def test_windows_in_which_values_step_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+    rng = np.random.default_rng(2)
+    found = 0
+    for number in range(60):
+        times_s, pictures = some_frames(rng)
+        if number % 2:  # wipes, at any pace
+            times_s = np.cumsum(rng.uniform(0.01, 0.06, len(pictures))).tolist()
+            old, new = rng.integers(0, 256, (2, *CELLS, 3))
+            grain, middle = rng.normal(0, rng.choice([0, 1, 4]), pictures.shape), int(rng.integers(0, len(pictures)))
+            reached = np.arange(CELLS[1])[None, :] * rng.uniform(0, 2) + middle < np.arange(len(pictures))[:, None]
+            pictures = np.clip(np.where(reached[:, None, :, None], new, old) + grain, 0, 255).astype(np.uint8)
+        reel = Reel()
+        reel.add(times_s, pictures)
+        around = [(n, int(rng.integers(0, n + 1)), int(rng.integers(n + 1, reel.end + 1))) for n in range(0, reel.end, 3)]
+        around += [(n, 0, reel.end) for n in range(0, reel.end, 5)]
+
+        def told(reel: Reel = reel, around: list[Around] = around) -> list[Any]:
+            return list(stepping(reel, around))
+
+        ours, theirs = both_ways(monkeypatch, told)
+        assert ours == theirs
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "compiled", portable)
+            assert told() == ours
+        found += len(ours)
+    assert found > 200
+
+
+@compiled
 def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     plane = np.random.default_rng(0).integers(0, 256, (90, 77)).astype(np.uint8)
     for times in (1, 2, 5):
@@ -345,6 +375,11 @@ SERIES = np.arange(4.0)
         ("directions", (SERIES, SERIES, SERIES, LEVELS[1:], AROUND, 0.08, 1.25, 120)),
         *(
             ("directions", (SERIES, SERIES, SERIES, LEVELS, np.array([around]), 0.08, 1.25, 120))
+            for around in [(1, 0, 5), (1, -1, 3), (-1, 0, 3), (4, 0, 3)]
+        ),
+        ("stepping", (SERIES, LEVELS[1:], AROUND, 1.25, 0.25, 120)),
+        *(
+            ("stepping", (SERIES, LEVELS, np.array([around]), 1.25, 0.25, 120))
             for around in [(1, 0, 5), (1, -1, 3), (-1, 0, 3), (4, 0, 3)]
         ),
         ("levels", (PLANE.astype(np.uint16), 1.0)),

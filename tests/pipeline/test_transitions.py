@@ -267,6 +267,49 @@ def test_a_flash_that_goes_out_over_some_frames_is_no_cut(of: Scene, fps: int) -
     assert found(pictures.clip(0, 255).astype(np.uint8), fps=fps) == []
 
 
+# ---- wipes -------------------------------------------------------------------------------------------------------------
+
+
+def wiped(frames: int, right: float, down: float, first: Scene = FIRST, second: Scene = SECOND) -> Pictures:
+    """48 frames of a shot, so many of a wipe towards one side, and 48 of the next shot; both go on meanwhile."""
+    old, new = shot(first, 48 + frames), shot(second, frames + 48)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    order = right * columns / WIDTH + down * rows / HEIGHT
+    order = (order - order.min()) / (order.max() - order.min())
+    shares = np.arange(1, frames + 1) / (frames + 1)
+    middle = np.where((order < shares[:, None, None])[..., None], new[:frames], old[48:])
+    return np.concatenate([old[:48], middle, new[frames:]])
+
+
+@pytest.mark.parametrize("frames", [8, 14, 24])
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1)])
+def test_a_wipe_is_found_with_both_ends(frames: int, right: float, down: float) -> None:
+    ((start, end),) = found(wiped(frames, right, down))
+    assert abs(start - 48) <= 2
+    assert abs(end - 48 - frames) <= 2
+
+
+def turned(frames: int, first: Scene = FIRST, second: Scene = SECOND) -> Pictures:
+    """A camera that turns from one scene to another beside it."""
+    wide = np.concatenate([shot(first, 1)[0], shot(second, 1)[0]], axis=1)
+    places = np.concatenate([np.zeros(48), np.linspace(0, WIDTH, frames + 2)[1:-1], np.full(48, WIDTH)]).round().astype(int)
+    return np.stack([wide[:, left : left + WIDTH] for left in places])
+
+
+@pytest.mark.parametrize("frames", [16, 24, 40])
+def test_a_camera_that_turns_is_no_wipe(frames: int) -> None:
+    assert found(turned(frames)) == []
+
+
+@pytest.mark.parametrize("frames", [8, 16])
+def test_what_passes_before_the_camera_is_no_wipe(frames: int) -> None:
+    pictures = shot(FIRST, 96)
+    for number in range(2 * frames):
+        left, right = (round(WIDTH * (number / frames - late)) for late in (1, 0))
+        pictures[40 + number, :, max(0, left) : max(0, right)] = 90
+    assert found(pictures) == []
+
+
 # ---- fades and dissolves -----------------------------------------------------------------------------------------------
 
 
