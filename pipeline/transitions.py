@@ -8,8 +8,8 @@ windows in seconds of presentation time, whatever the frame rate. Four rules:
 - A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
   steady pace, and keep still before and after; or, where shots move, two pictures that are not alike cancel out in their mix.
   What pans, moves or grows changes cell after cell; what gets lighter or darker keeps its structure.
-- A **wipe** lays one shot over the other from one side: each cell changes at once, when a straight border reaches it, while both
-  sides of that stand still.
+- A **wipe** lays one shot over the other from one side: each cell changes at once, when a straight border reaches it, and both
+  sides of that stand still meanwhile.
 - Cuts and ramps with next to nothing between them, or with nothing but frames of one colour, are one transition.
 
 Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
