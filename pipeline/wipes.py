@@ -19,7 +19,8 @@ from pipeline.ramps import Around
 from pipeline.reel import DENSEST_FPS, REACH_S, Levels, Reel, Transition
 
 Window = NDArray[np.float32]  # [N, C, 3]
-Numbers = NDArray[np.float64]  # [C]
+Numbers = NDArray[np.floating]  # [C]
+Times = NDArray[np.intp]  # [C]
 Holds = NDArray[np.bool_]  # [C]
 
 LEAST_STEP = 10  # levels that a cell changes by in a wipe
@@ -87,19 +88,40 @@ def _steps(levels: Levels, at_once: int) -> bool:
     steps, ways = np.abs(levels[at_once:] - levels[:-at_once]).max(axis=0), np.abs(np.diff(levels, axis=0))
     straight = np.count_nonzero(ways.sum(axis=0) <= 3 * size)
     most = np.bincount(ways.argmax(axis=0)).max()
-    return bool(
-        np.count_nonzero(steps > 0.6 * size) >= 0.7 * len(size) and 2 * straight >= len(size) and most <= 0.3 * len(size)
-    )
+    step = np.count_nonzero(steps > 0.6 * size)
+    return bool(step >= 0.7 * len(size) and 2 * straight >= len(size) and most <= 0.3 * len(size))
 
 
 def _border(levels: Levels) -> Border | None:
     """Return the border of the wipe in a window, uint8 [N, K], or None."""
+    divided = _divided(levels)
+    if not divided:
+        return None
+    times, size, changes = divided
+    border, fits = _fitted(times, changes)
+    away = np.abs(times - border.times)[fits]
+    if np.count_nonzero(fits) < 0.78 * np.count_nonzero(changes) or np.sqrt((away**2).mean()) > 0.08 * border.span + 0.5:
+        return None
+    # Where it takes no time it is a cut, and before and after it shots are seen.
+    if border.span < 4 or border.times.min() < 3 or border.times.max() > len(levels) - 4:
+        return None
+    window = levels.reshape(len(levels), 3, -1).transpose(0, 2, 1).astype(np.float32)
+    if np.count_nonzero(_change_at_once(window, times, size, border.span) & fits) < 0.92 * np.count_nonzero(fits):
+        return None
+    return border if _stands_still(window, border, float(size[fits].mean())) else None
+
+
+def _divided(levels: Levels) -> tuple[Times, Numbers, Holds] | None:
+    """Divide the levels of each cell in those before a moment and those after it, where that leaves least of their differences.
+
+    Returns:
+        The first frame after, by how much levels change, and which cells are the better for it; None if few are.
+    """
     count, cells = len(levels), levels.shape[1] // 3
-    # Of every way to divide a cell's levels in those before and those after, the one that leaves least of their differences.
     sums, numbers = levels.cumsum(axis=0, dtype=np.float32), np.arange(1, count, dtype=np.float32)[:, None]
     before, whole = sums[:-1], sums[-1]
     told = (before**2 / numbers + (whole - before) ** 2 / (count - numbers)).reshape(-1, 3, cells).sum(axis=1)  # [N - 1, C]
-    times = told.argmax(axis=0) + 1  # the first frame after
+    times = told.argmax(axis=0) + 1
     common = (whole**2 / count).reshape(3, cells).sum(axis=0)
     differ = np.square(levels, dtype=np.float32).sum(axis=0).reshape(3, cells).sum(axis=0) - common
     left = differ - (told.max(axis=0) - common)
@@ -107,25 +129,19 @@ def _border(levels: Levels) -> Border | None:
     earlier, later = (mean[times - 1, :, np.arange(cells)] for mean in means)  # [C, 3]
     size = np.abs(later - earlier).max(axis=1)
     changes = (size >= LEAST_STEP) & (left <= 0.4 * differ)
-    if np.count_nonzero(changes) < 0.7 * cells or left.sum() > 0.25 * differ.sum():
-        return None
-    border, fits = _fitted(times, changes)
-    away = np.abs(times - border.times)[fits]
-    if np.count_nonzero(fits) < 0.78 * np.count_nonzero(changes) or np.sqrt((away**2).mean()) > 0.08 * border.span + 0.5:
-        return None
-    # Where it takes no time it is a cut, and before and after it shots are seen.
-    if border.span < 4 or border.times.min() < 3 or border.times.max() > count - 4:
-        return None
-    window = levels.reshape(count, 3, cells).transpose(0, 2, 1).astype(np.float32)
-    around = int(np.ceil(0.12 * border.span + 1))
-    ends = (window[at, np.arange(cells)] for at in (np.minimum(times + around, count - 1), np.maximum(times - 1 - around, 0)))
-    at_once = np.abs(next(ends) - next(ends)).max(axis=1) >= 0.7 * size
-    if np.count_nonzero(at_once & fits) < 0.92 * np.count_nonzero(fits):
-        return None
-    return border if _stands_still(window, border, float(size[fits].mean())) else None
+    few = np.count_nonzero(changes) < 0.7 * cells or left.sum() > 0.25 * differ.sum()
+    return None if few else (times, size, changes)
 
 
-def _fitted(times: NDArray[np.intp], changes: Holds) -> tuple[Border, Holds]:
+def _change_at_once(window: Window, times: Times, size: Numbers, span: float) -> Holds:
+    """Tell which cells make most of their change while a border passes them."""
+    around, cells = int(np.ceil(0.12 * span + 1)), np.arange(window.shape[1])
+    before, after = np.maximum(times - 1 - around, 0), np.minimum(times + around, len(window) - 1)
+    changes: Holds = np.abs(window[after, cells] - window[before, cells]).max(axis=1) >= 0.7 * size
+    return changes
+
+
+def _fitted(times: Times, changes: Holds) -> tuple[Border, Holds]:
     """Fit a border to the times at which cells change; tell which of them it fits."""
     fits, border = changes, Border(0.0, 0.0, 0.0)
     for _ in range(3):

@@ -495,8 +495,9 @@ def test_the_threshold_detector_finds_a_cut_in_the_black_between_two_shots() -> 
     assert 20 <= cut.start == cut.end <= 30
 
 
-def test_clips_leave_out_the_frames_of_a_dissolve(scan: Any, tmp_path: Path) -> None:
-    joined = dissolved(shot(FIRST, 60), shot(SECOND, 60), 12)
+@pytest.mark.parametrize("by", ["dissolve", "wipe"])
+def test_clips_leave_out_the_frames_of_what_joins_them(scan: Any, tmp_path: Path, by: str) -> None:
+    joined = dissolved(shot(FIRST, 60), shot(SECOND, 60), 12) if by == "dissolve" else wiped(12, 1, 0)
     facts, _ = scan(write_video(tmp_path / "a.mp4", joined, fps=FPS))
     before, after = facts["clips"]
     assert (before["end_frame"], after["start_frame"]) == pytest.approx((48, 60), abs=2)
