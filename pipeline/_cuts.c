@@ -246,8 +246,8 @@ static Py_ssize_t others(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssi
     return count;
 }
 
-/* Returns what is usual around a frame: of the changes that say anything, the one that three quarters are below; and the most. */
-static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, double *most)
+/* Returns what is usual around a frame: of the changes that say anything, the one that three quarters are below. */
+static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high)
 {
     int plain = 0;
     for (Py_ssize_t i = larger(0, low - 1); i < high; i++)
@@ -257,7 +257,6 @@ static double usual(const Cuts *cuts, Py_ssize_t at, Py_ssize_t low, Py_ssize_t 
     if (2 * count < all) /* most do not: at a low rate a flash has a third of the frames near it */
         count = others(cuts, at, low, high, 0);
     qsort(cuts->others, (size_t)count, sizeof(double), in_order);
-    *most = count ? cuts->others[count - 1] : 0.0;
     return count ? cuts->others[3 * count / 4] : 0.0;
 }
 
@@ -279,13 +278,8 @@ static double strength(const Cuts *cuts, Py_ssize_t at)
     for (Py_ssize_t i = at - 1; i <= at; i++)
         full = cuts->spread[i] > full ? cuts->spread[i] : full;
     full = full < 15.0 ? full : 15.0;
-    double largest;
-    const double around = usual(cuts, at, low, high, &largest), share = apart / full;
-    const double ratio = apart / (around > 0.3 ? around : 0.3), strength = ratio * (share < 1.0 ? share : 1.0);
-    if (apart < 2 * (largest > 0.3 ? largest : 0.3) || apart < 0.9 * cuts->change[at])
-        return strength;
-    const double alone = 0.75 * ratio < 2.5 * strength ? 0.75 * ratio : 2.5 * strength;
-    return alone > strength ? alone : strength;
+    const double around = usual(cuts, at, low, high), share = apart / full;
+    return apart / (around > 0.3 ? around : 0.3) * (share < 1.0 ? share : 1.0);
 }
 
 static PyObject *strengths(PyObject *module, PyObject *arguments)

@@ -7,20 +7,21 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Container
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import native
 from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, lit
 
 LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
+CONCENTRATED = 9  # times as much as on average a cell changes, the one that changes most, where somebody takes another pose
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 
 
 def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
     """Return how much a frame stands out as the first of a shot: its `apart` over what is usual around it; 0 for no cut.
 
-    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out); not
-    so much less where one stands alone, twice as large as all others around it, as between two poses of somebody before one
-    wall. Frames that repeat others say nothing of what is usual: most are that in a film at 24 frames a second shown at 60.
+    Weak changes count less: below 15 levels, or below the spread of the two pictures where that is less (dark, washed out).
+    Frames that repeat others say nothing of what is usual: of a film at 24 frames a second in a video at 60 they are most.
     """
     at = number - reel.first
     apart = reel.apart[at]
@@ -39,12 +40,29 @@ def cut_strength(reel: Reel, number: int, repeats: Container[int]) -> float:
         numbers = telling if 2 * len(telling) >= len(numbers) else numbers
     others = sorted(reel.apart[number] for number in numbers)
     # Not the largest: there may be other cuts nearby.
-    usual, most = (others[3 * len(others) // 4], others[-1]) if others else (0.0, 0.0)
-    full = min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
-    ratio = apart / max(usual, 0.3)
-    strength = ratio * min(1.0, apart / full)
-    alone = apart >= 2 * max(most, 0.3) and apart >= 0.9 * reel.change[at]
-    return max(strength, min(0.75 * ratio, 2.5 * strength)) if alone else strength
+    usual = others[3 * len(others) // 4] if others else 0.0
+    return apart / max(usual, 0.3) * min(1.0, apart / _full(reel, at))
+
+
+def _full(reel: Reel, at: int) -> float:
+    """Return by how many levels pictures change in what counts in full."""
+    return min(15.0, max(3.0, *reel.spread[at - 1 : at + 1]))
+
+
+def strength_alone(reel: Reel, number: int, strength: float) -> float:
+    """Return the strength of a frame whose change is weak and stands alone, as between two poses of somebody before one wall.
+
+    It is twice as large as any around it, as large for frames further off, and much of it is at few places: an encoder that
+    begins anew changes all of a picture a little.
+    """
+    at, apart = number - reel.first, reel.apart[number - reel.first]
+    low, high = reel.back(number, USUAL_S) - reel.first, reel.ahead(number, USUAL_S) - reel.first
+    others = [*reel.apart[low:at], *reel.apart[at + 1 : high + 1]]
+    if min(at - low, high - at) < 3 or apart < 2 * max(0.3, *others) or apart < 0.9 * reel.change[at]:
+        return strength
+    if max(_changes(reel, number)) < CONCENTRATED * apart:
+        return strength
+    return max(strength, min(0.75 * strength / min(1.0, apart / _full(reel, at)), 2.5 * strength))
 
 
 def changed_share(reel: Reel, number: int) -> float:
@@ -53,10 +71,17 @@ def changed_share(reel: Reel, number: int) -> float:
     Black bars take no part, but four fifths of a picture count at the least, so that a title on black is not all of it.
     """
     before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
-    change = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)  # of each cell
+    change = _changes(reel, number)
     changes = change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))
     counts = changes | lit(before, after)
     return int(np.count_nonzero(changes)) / max(0.8 * len(change), int(np.count_nonzero(counts)))
+
+
+def _changes(reel: Reel, number: int) -> NDArray[np.uint8]:
+    """Return the largest change of each cell's colours at a frame."""
+    before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
+    changes: NDArray[np.uint8] = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)
+    return changes
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:

@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cuts import LEAST_CHANGED, changed_share, cut_strengths
+from pipeline.cuts import LEAST_CHANGED, changed_share, cut_strengths, strength_alone
 from pipeline.planes import CELLS
 from pipeline.ramps import JUST_S, PLATEAU_S, Around, agreed, faded, ramps
 from pipeline.reel import (
@@ -91,12 +91,12 @@ class Transitions:
         self.next_part = seen
         seen = self.next_part if final else self._seen_up_to(self.next_part, self.next_cut, USUAL_S)
         for number, strength in enumerate(cut_strengths(reel, self.next_cut, seen), self.next_cut):
-            if strength >= self.threshold:
+            if self._stands_out(number, strength) >= self.threshold:
                 # A flash that goes out over some frames has some that do not stick out from the others.
                 reel.part(number, number + 1, all_frames=True)
-                (strength,) = cut_strengths(reel, number, number + 1)
-            if strength >= self.threshold and changed_share(reel, number) >= LEAST_CHANGED:
-                self.cuts[number] = strength
+                strength = self._stands_out(number, *cut_strengths(reel, number, number + 1))
+                if strength >= self.threshold and changed_share(reel, number) >= LEAST_CHANGED:
+                    self.cuts[number] = strength
         self.next_cut = seen
         around = list(self._around(final=final))
         for ramp in ramps(reel, around):
@@ -104,6 +104,11 @@ class Transitions:
         for wipe in wipes(reel, list(self._now_and_then(around))):
             for _ in range(2):  # once is no chance
                 self._keep(wipe)
+
+    def _stands_out(self, number: int, strength: float) -> float:
+        """Return how much a frame stands out as the first of a shot, also if its change is weak; most need no closer look."""
+        weak = 0.4 * self.threshold <= strength < self.threshold
+        return strength_alone(self.reel, number, strength) if weak else strength
 
     def _around(self, *, final: bool) -> Iterator[Around]:
         """Give the next frames that may be inside of a ramp, each with what belongs to the same shot or ramp."""

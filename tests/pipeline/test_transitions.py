@@ -116,14 +116,15 @@ def test_a_cut_between_scenes_on_one_background_is_a_cut() -> None:
 
 
 def before_a_wall(places: Sequence[float], seed: int = 0) -> Pictures:
-    """Something broad, hardly lighter than the wall that it is before, at these places of the picture's width; and grain."""
+    """Somebody hardly lighter than the wall, but for the face, at these places of the picture's width; and grain."""
     still = shot(scene("gray", motion="still"), 1)[0].astype(np.float64)
     pictures = np.repeat(still[None], len(places), axis=0) + np.random.default_rng(seed).normal(
-        0, 2, (len(places), *still.shape)
+        0, 4, (len(places), *still.shape)
     )
     for picture, place in zip(pictures, places, strict=True):
         left = round(place * WIDTH)
         picture[6:, left : left + WIDTH // 3] += 8
+        picture[12:20, left + 6 : left + 14] += 70
     return np.clip(pictures, 0, 255).astype(np.uint8)
 
 
@@ -134,6 +135,13 @@ def test_a_cut_between_two_poses_before_one_wall_is_a_cut() -> None:
 @pytest.mark.parametrize("frames", [4, 8, 16])
 def test_what_moves_from_one_pose_to_the_other_is_not_cut(frames: int) -> None:
     assert found(before_a_wall([*[0.25] * 40, *np.linspace(0.25, 0.45, frames), *[0.45] * 40])) == []
+
+
+@pytest.mark.parametrize("frames", [2, 40])
+def test_a_picture_that_is_coded_anew_is_not_cut(frames: int) -> None:
+    pictures = before_a_wall([0.25] * frames + [0.25] * frames).astype(np.int16)
+    pictures[frames:] += np.random.default_rng(1).integers(-9, 10, (HEIGHT // 6, WIDTH // 6, 3)).repeat(6, 0).repeat(6, 1)
+    assert found(np.clip(pictures, 0, 255).astype(np.uint8)) == []
 
 
 def test_a_pose_for_a_moment_is_no_shot() -> None:
