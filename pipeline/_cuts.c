@@ -118,6 +118,29 @@ static Py_ssize_t ahead(const Reel *reel, Py_ssize_t at, double seconds)
     return smaller(reel->count - 1, larger(smaller(high, at + (Py_ssize_t)(reel->densest * seconds)), at + 1));
 }
 
+/* Tells of a place `at` among those from `low` to `end` which belong to one shot: a new object, or NULL, also where there is
+ * nothing to tell. */
+typedef PyObject *(*Look)(const void *with, Py_ssize_t number, Py_ssize_t at, Py_ssize_t low, Py_ssize_t end);
+
+/* Looks at places, int64 [n, 3], one after the other; returns a list of what there is to tell. */
+static PyObject *looked(const Py_buffer *around, const Reel *reel, Look look, const void *with)
+{
+    PyObject *result = PyList_New(0);
+    const int64_t *place = around->buf;
+    const Py_ssize_t count = around->len / (Py_ssize_t)(3 * sizeof(int64_t));
+    for (Py_ssize_t i = 0; result && i < count; i++, place += 3) {
+        PyObject *found = NULL;
+        if (place[0] < 0 || place[1] < 0 || place[0] >= place[2] || place[2] > reel->count)
+            PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
+        else
+            found = look(with, i, place[0], place[1], place[2]);
+        if (PyErr_Occurred() || (found && PyList_Append(result, found) < 0))
+            Py_CLEAR(result);
+        Py_XDECREF(found);
+    }
+    return result;
+}
+
 /* ---- how far apart two sides are ------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(part_doc,
@@ -413,6 +436,18 @@ static int changes_in_step(const Ways *ways, Py_ssize_t at, Py_ssize_t before, P
     return off_the_way(a, ways->levels + at * VALUES, b, (float)share) < 0.35 * mean;
 }
 
+static PyObject *direction(const void *with, Py_ssize_t number, Py_ssize_t at, Py_ssize_t low, Py_ssize_t end)
+{
+    const Ways *ways = with;
+    const Py_ssize_t before = larger(low, back(&ways->reel, at, ways->just_s));
+    const Py_ssize_t after = smaller(end - 1, ahead(&ways->reel, at, ways->just_s));
+    if (before >= at || at >= after || ways->path[after] - ways->path[before] < 0.5 ||
+        ways->reel.times[after] - ways->reel.times[before] > LONGEST_S || !stirs(ways, at, before, after) ||
+        !moves_on(ways, at, low, end) || !changes_in_step(ways, at, before, after))
+        return NULL;
+    return Py_BuildValue("nnn", number, before, after);
+}
+
 static PyObject *directions(PyObject *module, PyObject *arguments)
 {
     PyObject *objects[5], *result = NULL;
@@ -434,31 +469,7 @@ static PyObject *directions(PyObject *module, PyObject *arguments)
     ways.path = views[1].buf;
     ways.spread = views[2].buf;
     ways.levels = views[3].buf;
-    if (!(result = PyList_New(0)))
-        goto close_views;
-    const int64_t *around = views[4].buf;
-    const Py_ssize_t count = views[4].len / (Py_ssize_t)(3 * sizeof(int64_t));
-    for (Py_ssize_t i = 0; i < count; i++, around += 3) {
-        const int64_t at = around[0], low = around[1], end = around[2];
-        if (low < 0 || at < 0 || at >= end || end > ways.reel.count) {
-            PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
-            Py_CLEAR(result);
-            break;
-        }
-        const Py_ssize_t before = larger(low, back(&ways.reel, at, ways.just_s));
-        const Py_ssize_t after = smaller(end - 1, ahead(&ways.reel, at, ways.just_s));
-        if (before >= at || at >= after || ways.path[after] - ways.path[before] < 0.5 ||
-            ways.reel.times[after] - ways.reel.times[before] > LONGEST_S || !stirs(&ways, at, before, after) ||
-            !moves_on(&ways, at, low, end) || !changes_in_step(&ways, at, before, after))
-            continue;
-        PyObject *found = Py_BuildValue("nnn", i, before, after);
-        const int failed = !found || PyList_Append(result, found) < 0;
-        Py_XDECREF(found);
-        if (failed) {
-            Py_CLEAR(result);
-            break;
-        }
-    }
+    result = looked(&views[4], &ways.reel, direction, &ways);
 close_views:
     while (opened--)
         PyBuffer_Release(&views[opened]);
@@ -469,7 +480,7 @@ close_views:
 
 PyDoc_STRVAR(stepping_doc,
 "stepping(times, levels, around, reach_s, at_once_s, densest)\n--\n\n"
-"Tell around which frames most values make one step each, and not all at once; see `_stepping` of pipeline/wipes.py.\n\n"
+"Tell around which frames most values make one step each, and not all at once; see `stepping` of pipeline/wipes.py.\n\n"
 "Args:\n"
 "    times: float64 [N].\n"
 "    levels: uint8 [N or more, 576].\n"
@@ -531,50 +542,48 @@ static int steps(const uint8_t *levels, Py_ssize_t count, Py_ssize_t at_once)
     return step >= 0.7 * change && 2 * straight >= change && most <= 0.3 * change;
 }
 
+typedef struct {
+    Reel reel;
+    const uint8_t *levels;
+    double reach_s, at_once_s;
+} Windows;
+
+static PyObject *window(const void *with, Py_ssize_t number, Py_ssize_t at, Py_ssize_t low, Py_ssize_t end)
+{
+    const Windows *windows = with;
+    const Reel *reel = &windows->reel;
+    const Py_ssize_t first = larger(low, back(reel, at, windows->reach_s));
+    const Py_ssize_t last = smaller(end, ahead(reel, at, windows->reach_s) + 1) - 1;
+    (void)number;
+    if (last - first < 9)
+        return NULL;
+    const double lasts = reel->times[last] - reel->times[first], frames = windows->at_once_s * (double)(last - first);
+    const double at_once = floor(frames / (lasts > 1e-9 ? lasts : 1e-9) + 0.5);
+    if (!steps(windows->levels + first * VALUES, last + 1 - first,
+               !(at_once >= 1) ? 1 : at_once > MOST_FRAMES ? MOST_FRAMES : (Py_ssize_t)at_once))
+        return NULL;
+    return Py_BuildValue("nn", first, last + 1);
+}
+
 static PyObject *stepping(PyObject *module, PyObject *arguments)
 {
     PyObject *objects[3], *result = NULL;
     Py_buffer views[3];
-    double reach_s, at_once_s;
-    Reel reel;
+    Windows windows;
     int opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOddd", &objects[0], &objects[1], &objects[2], &reach_s, &at_once_s, &reel.densest))
+    if (!PyArg_ParseTuple(arguments, "OOOddd", &objects[0], &objects[1], &objects[2], &windows.reach_s, &windows.at_once_s,
+                          &windows.reel.densest))
         return NULL;
     for (; opened < 3; opened++) {
         const Py_ssize_t least = opened == 1 ? views[0].len / (Py_ssize_t)sizeof(double) * VALUES : 0;
         if (open_bytes(objects[opened], &views[opened], least, PyBUF_SIMPLE) < 0)
             goto close_views;
     }
-    reel.times = views[0].buf;
-    reel.count = views[0].len / (Py_ssize_t)sizeof(double);
-    if (!(result = PyList_New(0)))
-        goto close_views;
-    const int64_t *around = views[2].buf;
-    const Py_ssize_t count = views[2].len / (Py_ssize_t)(3 * sizeof(int64_t));
-    for (Py_ssize_t i = 0; i < count; i++, around += 3) {
-        const int64_t at = around[0], low = around[1], high = around[2];
-        if (low < 0 || at < 0 || at >= high || high > reel.count) {
-            PyErr_SetString(PyExc_ValueError, "these frames are not in the reel");
-            Py_CLEAR(result);
-            break;
-        }
-        const Py_ssize_t first = larger(low, back(&reel, at, reach_s)), end = smaller(high, ahead(&reel, at, reach_s) + 1);
-        if (end - first < 10)
-            continue;
-        const double lasts = reel.times[end - 1] - reel.times[first], frames = at_once_s * (double)(end - first - 1);
-        const double at_once = floor(frames / (lasts > 1e-9 ? lasts : 1e-9) + 0.5);
-        if (!steps((const uint8_t *)views[1].buf + first * VALUES, end - first,
-                   !(at_once >= 1) ? 1 : at_once > MOST_FRAMES ? MOST_FRAMES : (Py_ssize_t)at_once))
-            continue;
-        PyObject *found = Py_BuildValue("nn", first, end);
-        const int failed = !found || PyList_Append(result, found) < 0;
-        Py_XDECREF(found);
-        if (failed) {
-            Py_CLEAR(result);
-            break;
-        }
-    }
+    windows.reel.times = views[0].buf;
+    windows.reel.count = views[0].len / (Py_ssize_t)sizeof(double);
+    windows.levels = views[1].buf;
+    result = looked(&views[2], &windows.reel, window, &windows);
 close_views:
     while (opened--)
         PyBuffer_Release(&views[opened]);

@@ -14,6 +14,7 @@ from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, lit
 
 LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 CONCENTRATED = 9  # times as much as on average a cell changes, the one that changes most, where somebody takes another pose
+ALONE = 2.5  # times as much counts a weak change that stands alone, at most
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 
 
@@ -62,7 +63,7 @@ def strength_alone(reel: Reel, number: int, strength: float) -> float:
         return strength
     if max(_changes(reel, number)) < CONCENTRATED * apart:
         return strength
-    return max(strength, min(0.75 * strength / min(1.0, apart / _full(reel, at)), 2.5 * strength))
+    return max(strength, min(0.75 * strength / min(1.0, apart / _full(reel, at)), ALONE * strength))
 
 
 def changed_share(reel: Reel, number: int) -> float:

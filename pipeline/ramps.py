@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import native
-from pipeline.reel import DENSEST_FPS, ONE_COLOUR, REACH_S, Cells, Reel, Transition, lit
+from pipeline.reel import DENSEST_FPS, ONE_COLOUR, REACH_S, Around, Cells, Reel, Transition, lit
 
 Series = NDArray[np.float64]  # [N]
-Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
 
 JUST_S = 0.08  # on both sides of a moment inside a ramp: how much it changes there
 LEAST_SHARE = 0.5  # of what changes goes along with a ramp

@@ -22,6 +22,7 @@ from pipeline.planes import CELLS
 Cells = NDArray[np.float32]  # [K], or [N, K]
 Levels = NDArray[np.uint8]  # [N, K]
 Numbers: TypeAlias = "array[float]"  # N
+Around = tuple[int, int, int]  # a frame; the first frame of the same shot or ramp as far as cuts tell, and the end of it
 
 FLASH_S = 0.45  # two frames alike at most so far apart: what lies between them is a flash
 USUAL_S = 0.6  # on both sides of a cut: what it has to stand out from

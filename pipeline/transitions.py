@@ -25,9 +25,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cuts import LEAST_CHANGED, changed_share, cut_strengths, strength_alone
+from pipeline.cuts import ALONE, LEAST_CHANGED, changed_share, cut_strengths, strength_alone
 from pipeline.planes import CELLS
-from pipeline.ramps import JUST_S, PLATEAU_S, Around, agreed, faded, ramps
+from pipeline.ramps import JUST_S, PLATEAU_S, agreed, faded, ramps
 from pipeline.reel import (
     CAPACITY,
     DENSEST_FPS,
@@ -37,6 +37,7 @@ from pipeline.reel import (
     ONE_COLOUR_S,
     REACH_S,
     USUAL_S,
+    Around,
     Reel,
     Transition,
 )
@@ -63,7 +64,7 @@ class Transitions:
     next_ramp: int = 1  # the first frame of which is not yet known whether a ramp is around it
     next_wipe_s: float = -math.inf  # when a wipe is looked for next
     cuts: dict[int, float] = field(default_factory=dict)  # and how strong each is
-    ramps: list[list[Transition]] = field(default_factory=list)  # each as it was seen from some frames inside
+    ramps: list[list[Transition]] = field(default_factory=list)  # and wipes, each as it was seen from some frames
     given: int = 0  # end of the last transition that was given away
 
     size: ClassVar[tuple[int, int]] = CELLS
@@ -102,12 +103,11 @@ class Transitions:
         for ramp in ramps(reel, around):
             self._keep(ramp)
         for wipe in wipes(reel, list(self._now_and_then(around))):
-            for _ in range(2):  # once is no chance
-                self._keep(wipe)
+            self._keep(wipe, wipe)  # once is no chance, as it is with ramps
 
     def _stands_out(self, number: int, strength: float) -> float:
         """Return how much a frame stands out as the first of a shot, also if its change is weak; most need no closer look."""
-        weak = 0.4 * self.threshold <= strength < self.threshold
+        weak = strength < self.threshold <= ALONE * strength
         return strength_alone(self.reel, number, strength) if weak else strength
 
     def _around(self, *, final: bool) -> Iterator[Around]:
@@ -136,14 +136,14 @@ class Transitions:
         """Return up to which frame, from `start` on, enough frames came before `end` to judge all."""
         return start + bisect_left(range(start, end), True, key=lambda number: not self._seen(end - 1, number, seconds))
 
-    def _keep(self, ramp: Transition) -> None:
-        """Put a ramp to the last one if it is the same, seen from another frame."""
+    def _keep(self, ramp: Transition, *more: Transition) -> None:
+        """Put a ramp or wipe, as it was seen once or more often, to the last one if it is the same, seen from another frame."""
         if self.ramps:
             start, end = agreed(self.ramps[-1])
             if 2 * (min(end, ramp.end) - max(start, ramp.start)) > min(end - start, ramp.end - ramp.start):
-                self.ramps[-1].append(ramp)
+                self.ramps[-1] += [ramp, *more]
                 return
-        self.ramps.append([ramp])
+        self.ramps.append([ramp, *more])
 
     def _certain(self, *, final: bool) -> Iterator[Transition]:
         """Give away transitions that nothing which is still to be found can touch."""

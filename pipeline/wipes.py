@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import native
 from pipeline.planes import CELLS
-from pipeline.ramps import Around
-from pipeline.reel import DENSEST_FPS, REACH_S, Levels, Reel, Transition
+from pipeline.reel import DENSEST_FPS, REACH_S, Around, Levels, Reel, Transition
 
 Window = NDArray[np.float32]  # [N, C, 3]
 Numbers = NDArray[np.floating]  # [C]

@@ -19,8 +19,8 @@ from pipeline.crop import Box, Lines
 from pipeline.cuts import cut_strengths
 from pipeline.media import UPRIGHT
 from pipeline.planes import CELLS, FRAMES, CompiledStrip, Developed, Held, Planes, Strip, halved, hold, strip
-from pipeline.ramps import Around, directions
-from pipeline.reel import Reel
+from pipeline.ramps import directions
+from pipeline.reel import Around, Reel
 from pipeline.scan import ScanOptions, scan
 from pipeline.wipes import stepping
 from tests.media import shots, write_video
@@ -36,6 +36,15 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> tuple
     with monkeypatch.context() as patch:
         patch.setattr(native, "compiled", None)
         return with_loops, work()
+
+
+def told_every_way(monkeypatch: pytest.MonkeyPatch, portable: Any, work: Callable[[], Any]) -> Any:
+    """Return what is told with wide registers; without them, and without compiled loops, it is the same."""
+    told, told_too = both_ways(monkeypatch, work)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "compiled", portable)
+        assert work() == told_too == told
+    return told
 
 
 def random_planes(rng: np.random.Generator, depth: int, full: bool) -> Planes:
@@ -146,11 +155,7 @@ def test_cuts_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> No
             reel.part(1, reel.end)
             return reel.change, reel.spread, reel.apart, reel.path, cut_strengths(reel, 1, reel.end)
 
-        ours, theirs = both_ways(monkeypatch, told)
-        assert ours == theirs
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "compiled", portable)
-            assert told() == ours
+        ours = told_every_way(monkeypatch, portable, told)
         strong += sum(strength >= 3.0 for strength in ours[-1])
     assert strong > 200
 
@@ -186,11 +191,7 @@ def test_directions_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any)
         def told(reel: Reel = reel, around: list[Around] = around) -> list[Any]:
             return [(one, direction.tolist()) for one, direction in directions(reel, around)]
 
-        ours, theirs = both_ways(monkeypatch, told)
-        assert ours == theirs
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "compiled", portable)
-            assert told() == ours
+        ours = told_every_way(monkeypatch, portable, told)
         found += len(ours)
     assert found > 200
 
@@ -215,11 +216,7 @@ def test_windows_in_which_values_step_are_the_same(monkeypatch: pytest.MonkeyPat
         def told(reel: Reel = reel, around: list[Around] = around) -> list[Any]:
             return list(stepping(reel, around))
 
-        ours, theirs = both_ways(monkeypatch, told)
-        assert ours == theirs
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "compiled", portable)
-            assert told() == ours
+        ours = told_every_way(monkeypatch, portable, told)
         found += len(ours)
     assert found > 200
 
