@@ -10,9 +10,9 @@ For the C library of GNU; with another nothing is done. It takes some 3 ms off a
 import ctypes
 
 HUGE = 2 << 20  # bytes of a huge page, on which the memory of a child begins
-LARGEST, LEAST = 4 << 20, 256  # bytes of what is taken
+LARGEST, SMALL, LEAST = 4 << 20, 512, 16  # bytes of what is taken; sizes are halved, and the small ones all tried
 MOST = 1 << 30  # bytes of a heap; what is further away is none of it
-OWN = 256 << 10  # bytes that stay free for the server, which else would begin the children's page
+OWN = 96 << 10  # bytes that stay free for the server, which else would begin the children's page
 PAGE, HEADER = 4 << 10, 32
 
 
@@ -30,7 +30,7 @@ def use_up() -> None:
         while end - MOST < (at := library.malloc(size)) < end:
             pass
         library.free(at)
-        size //= 2
+        size = size // 2 if size > SMALL else size - LEAST
     library.malloc_trim(0)  # these tries have touched what lies beyond the end
     own = library.malloc(OWN)
     if not end <= own < end + MOST:  # the heap does not grow

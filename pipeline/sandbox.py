@@ -153,8 +153,10 @@ class Sandbox:
 
 
 def _server_environment() -> dict[str, str]:
-    # One thread each: these libraries start threads at import, and a fork must find the server with one.
-    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLIBC_TUNABLES": MALLOC}
+    # One thread each: these libraries start threads at import, and a fork must find the server with one. Where functions of
+    # libraries lie is looked up once, in the server, not by every child that calls one first.
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    quiet = {**threads, "PYTHONWARNINGS": "ignore", "GLIBC_TUNABLES": MALLOC, "LD_BIND_NOW": "1"}
     inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     return {**inherited, **quiet, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 

@@ -7,6 +7,7 @@ rehearsed, so that a call waits for nothing but its own work.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import gc
@@ -40,6 +41,7 @@ from pipeline.protocol import (
 )
 
 OPENCV_NO_MEMORY = -4
+_fork = ctypes.PyDLL(None).fork  # without what Python renews in a child, for threads and generators of chance: there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,9 @@ class Server:
         if not message:
             return False
         request = json.loads(message)
-        if (key := _key(request)) not in self._tasks:
+        key = _key(request)
+        first = key not in self._tasks
+        if first:
             self._tasks[key] = _loaded(request["task"], request["options"])
         preparation = Preparation.of(message, request, self._tasks[key])
         if preparation != self._prepared:
@@ -136,13 +140,15 @@ class Server:
         socket.send_fds(self._channel, [str(pid).encode()], [child])
         for descriptor in files:
             os.close(descriptor)
+        if first:  # again, now that what the first request needed is free
+            heap.use_up()
         self._spare = self._forked(preparation)
         return True
 
     def _forked(self, preparation: "Preparation") -> tuple[int, socket.socket]:
         """Fork a child that waits for its request; return its number and the socket to send it through."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        server, pid = os.getpid(), os.fork()
+        server, pid = os.getpid(), _fork()
         if pid == 0:
             self._channel.close()
             ours.close()
@@ -297,8 +303,9 @@ def _answer(task: Task, source: BinaryIO, options: dict[str, Any], answering: An
 
 
 def _limit(memory_bytes: int, *, one_process: bool) -> None:
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    told = os.open("/proc/self/statm", os.O_RDONLY)  # by no file object of Python's, of which a child would copy much
+    used = int(os.read(told, 64).split()[0]) * resource.getpagesize()
+    os.close(told)
     _lower(resource.RLIMIT_AS, used + memory_bytes)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, 64)

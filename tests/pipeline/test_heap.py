@@ -22,8 +22,8 @@ from pipeline import heap
 library = ctypes.CDLL(None)
 library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
 library.free.argtypes, library.free.restype = [ctypes.c_size_t], None
-BLOCK = 100_000
-blocks = [library.malloc(BLOCK) for _ in range(60)]
+BLOCK = int(sys.argv[2])
+blocks = [library.malloc(BLOCK) for _ in range(600)]
 for block in blocks[::2]:
     library.free(block)
 if sys.argv[1] == "use":
@@ -33,24 +33,27 @@ print(json.dumps({"freed": blocks[::2], "got": got, "huge": heap.HUGE, "page": h
 """
 
 
-def told(what: str) -> dict[str, Any]:
+def told(what: str, size: int) -> dict[str, Any]:
     # Not the folder of the caller: threads of this test run would have heaps of their own.
     environment = {**os.environ, "GLIBC_TUNABLES": MALLOC, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, what], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, what, str(size)], env=environment, capture_output=True, text=True, check=True
+    )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
 @of_gnu
-def test_nothing_that_was_freed_before_is_given_out_again() -> None:
-    before, after = told("leave"), told("use")
+@pytest.mark.parametrize("size", [100, 3_000, 100_000])
+def test_nothing_that_was_freed_before_is_given_out_again(size: int) -> None:
+    before, after = told("leave", size), told("use", size)
     assert set(before["freed"]) & set(before["got"])
     assert not set(after["freed"]) & set(after["got"])
 
 
 @of_gnu
 def test_large_blocks_begin_where_a_huge_page_does() -> None:
-    answer = told("use")
+    answer = told("use", 100_000)
     first, huge, page = (answer[name] for name in ("got", "huge", "page"))
     assert -first[0] % huge <= page
 
