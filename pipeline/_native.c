@@ -64,7 +64,7 @@ static inline uint8_t spread(uint8_t sample, int16_t factor)
 AVX2 static int sample_wide(const Plane *plane, const int32_t *rows, int count, const int32_t *columns, int across, uint8_t *out)
 {
     int32_t from[COLUMNS / 4];
-    __m128i shuffles[COLUMNS / 4];
+    __m256i shuffles[COLUMNS / 4];
     if (plane->view.itemsize != 1 || plane->step != 1 || plane->width < 16)
         return 0;
     for (int group = 0; group < across / 4; group++) {
@@ -78,17 +78,18 @@ AVX2 static int sample_wide(const Plane *plane, const int32_t *rows, int count, 
                 return 0;
             places[4 * (group % 4) + i] = (uint8_t)place;
         }
-        shuffles[group] = _mm_loadu_si128((const __m128i *)places);
+        shuffles[group] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)places));
     }
-    for (int i = 0; i < count; i++) {
-        const uint8_t *row = plane->samples + rows[i] * plane->row;
+    for (int i = 0; i + 1 < count; i += 2, out += across) { /* two rows at a time: counts are even */
+        const uint8_t *row = plane->samples + rows[i] * plane->row, *next = plane->samples + rows[i + 1] * plane->row;
         for (int group = 0; group < across / 4; group += 4, out += 16) {
-            __m128i all = _mm_setzero_si128();
+            __m256i all = _mm256_setzero_si256();
             for (int k = 0; k < 4; k++) {
-                const __m128i near = _mm_loadu_si128((const __m128i *)(row + from[group + k]));
-                all = _mm_or_si128(all, _mm_shuffle_epi8(near, shuffles[group + k]));
+                const __m256i near = _mm256_loadu2_m128i((const __m128i *)(next + from[group + k]),
+                                                         (const __m128i *)(row + from[group + k]));
+                all = _mm256_or_si256(all, _mm256_shuffle_epi8(near, shuffles[group + k]));
             }
-            _mm_storeu_si128((__m128i *)out, all);
+            _mm256_storeu2_m128i((__m128i *)(out + across), (__m128i *)out, all);
         }
     }
     return 1;
@@ -96,6 +97,16 @@ AVX2 static int sample_wide(const Plane *plane, const int32_t *rows, int count, 
 #else
 #define sample_wide(plane, rows, count, columns, across, out) 0
 #endif
+
+/* Tells whether all places are at least 0 and below `end`. */
+WIDE static int are_within(const int32_t *places, int count, Py_ssize_t end)
+{
+    const int32_t last = end > INT32_MAX ? INT32_MAX : (int32_t)(end - 1);
+    int outside = 0;
+    for (int i = 0; i < count; i++)
+        outside |= (places[i] < 0) | (places[i] > last);
+    return !outside;
+}
 
 /* Takes the samples of a plane at given rows and columns. */
 static void sample(const Plane *plane, const int32_t *rows, int count, const int32_t *columns, int across, int shift,
@@ -123,6 +134,18 @@ static void make_means(uint8_t *means, int count)
     const float scale = 1.0f / (float)count;
     for (int sum = 0; sum <= 255 * count; sum++)
         means[sum] = (uint8_t)lrintf((float)sum * scale);
+}
+
+/* Levels over the full range by samples that have it, by those of luma that do not, and by those of the others. */
+static uint8_t levels_of_full[256], levels_of_luma[256], levels_of_chroma[256];
+
+static void make_levels(void)
+{
+    for (int sample = 0; sample < 256; sample++) {
+        levels_of_full[sample] = (uint8_t)sample;
+        levels_of_luma[sample] = spread((uint8_t)sample, LUMA);
+        levels_of_chroma[sample] = spread((uint8_t)sample, CHROMA);
+    }
 }
 
 /* Adds up samples [12 * down, 16 * wide], cell by cell. */
@@ -239,12 +262,12 @@ AVX2 static void colours_wide(const uint8_t *y, const uint8_t *u, const uint8_t 
 #endif
 
 /* Averages samples to cells, and spreads their levels. */
-static void average(const uint8_t *samples, int down, int wide, const uint8_t *means, int16_t factor, uint8_t *cells)
+static void average(const uint8_t *samples, int down, int wide, const uint8_t *means, const uint8_t *levels, uint8_t *cells)
 {
     uint16_t sums[CELLS];
     (is_wide() ? add_up_wide : add_up)(samples, down, wide, sums);
     for (int i = 0; i < CELLS; i++)
-        cells[3 * i] = spread(means[sums[i]], factor);
+        cells[3 * i] = levels[means[sums[i]]];
 }
 
 /* Turns every second sample of luma, and all others, into colours. */
@@ -297,12 +320,11 @@ static PyObject *add(PyObject *module, PyObject *arguments)
             goto close_planes;
     const int32_t *at = places.buf;
     for (int k = 0; k < 6; k++) {
-        const Py_ssize_t most = k % 2 ? planes[k / 2].width : planes[k / 2].height;
-        for (int i = 0; i < counts[k]; i++, at++)
-            if (*at < 0 || *at >= most) {
-                PyErr_SetString(PyExc_ValueError, "a place lies outside of its plane");
-                goto close_planes;
-            }
+        if (!are_within(at, counts[k], k % 2 ? planes[k / 2].width : planes[k / 2].height)) {
+            PyErr_SetString(PyExc_ValueError, "a place lies outside of its plane");
+            goto close_planes;
+        }
+        at += counts[k];
     }
     uint8_t luma[SAMPLES], others[2][FEW], pixels[PIXELS];
     uint8_t *before = state.buf, *out = cells.buf;
@@ -311,9 +333,10 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     at += ROWS + COLUMNS;
     for (int k = 0; k < 2; k++, at += ROWS / 2 + COLUMNS / 2)
         sample(&planes[1 + k], at, ROWS / 2, at + ROWS / 2, COLUMNS / 2, shift, others[k]);
-    average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, luma_means, full ? FULL : LUMA, out);
+    average(luma, ROWS / CELL_ROWS, COLUMNS / CELL_COLUMNS, luma_means, full ? levels_of_full : levels_of_luma, out);
     for (int k = 0; k < 2; k++)
-        average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, chroma_means, full ? FULL : CHROMA, out + 1 + k);
+        average(others[k], ROWS / 2 / CELL_ROWS, COLUMNS / 2 / CELL_COLUMNS, chroma_means,
+                full ? levels_of_full : levels_of_chroma, out + 1 + k);
     colour_samples(luma, others[0], others[1], full, pixels);
     int light = 0;
     for (int i = 0; i < CELLS; i++)
@@ -914,10 +937,14 @@ typedef struct {
     Py_ssize_t pitch, size;
 } Room;
 
-WIDE static void larger_of(const uint8_t *a, const uint8_t *b, Py_ssize_t count, uint8_t *out)
+/* Finds the largest of each sample and those one and two steps further. */
+WIDE static void largest_of_three(const uint8_t *samples, Py_ssize_t step, Py_ssize_t count, uint8_t *restrict out)
 {
-    for (Py_ssize_t i = 0; i < count; i++)
-        out[i] = a[i] > b[i] ? a[i] : b[i];
+    const uint8_t *next = samples + step, *last = next + step;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const uint8_t larger = samples[i] > next[i] ? samples[i] : next[i];
+        out[i] = larger > last[i] ? larger : last[i];
+    }
 }
 
 /* Turns light and dark around. */
@@ -947,16 +974,89 @@ WIDE static void steps_of(const uint8_t *row, const uint8_t *below, Py_ssize_t c
 /* Replaces all samples by the largest around each, which moves to the first row and column of what is around it. */
 static void enlarge(const Room *room)
 {
-    const Py_ssize_t row = room->pitch, steps[] = {1, 2, 4, 1, row, 2 * row, 4 * row, row}; /* of 2, 4, 8 and 9 samples */
+    const Py_ssize_t row = room->pitch, steps[] = {1, 3, row, 3 * row}; /* of 3 and of 9 samples, across and down */
     uint8_t *from = room->samples, *to = room->between;
     Py_ssize_t count = room->size;
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
-        larger_of(from, from + steps[i], count -= steps[i], to);
+        largest_of_three(from, steps[i], count -= 2 * steps[i], to);
         uint8_t *other = from;
         from = to;
         to = other;
     }
 }
+
+/* Returns the lowest level that at least so many samples are at or below. */
+static int lowest_level(const uint8_t *samples, Py_ssize_t count, double wanted)
+{
+    const Plane all = {.samples = samples, .height = 1, .width = count, .row = count, .step = 1};
+    uint32_t found[256];
+    count_levels(&all, found);
+    return level_at(found, wanted);
+}
+
+/* Puts steps over ranges into `values`, where ranges are at least so large; returns how many. */
+static Py_ssize_t shares_of(const uint8_t *steps, const uint8_t *ranges, Py_ssize_t count, int least, double *values)
+{
+    Py_ssize_t among = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (ranges[i] >= least)
+            values[among++] = (double)steps[i] / ranges[i];
+    return among;
+}
+
+#ifdef WITH_AVX2
+AVX2 static Py_ssize_t count_up_to(const uint8_t *samples, Py_ssize_t count, int level)
+{
+    const __m256i bound = _mm256_set1_epi8((char)level);
+    Py_ssize_t all = 0, i = 0;
+    while (i + 32 <= count) {
+        __m256i found = _mm256_setzero_si256(); /* less one for each sample at or below, of 255 at the most */
+        for (int turns = 255; turns && i + 32 <= count; turns--, i += 32) {
+            const __m256i some = _mm256_loadu_si256((const __m256i *)(samples + i));
+            found = _mm256_add_epi8(found, _mm256_cmpeq_epi8(_mm256_max_epu8(some, bound), bound));
+        }
+        const __m256i sums = _mm256_sad_epu8(_mm256_sub_epi8(_mm256_setzero_si256(), found), _mm256_setzero_si256());
+        uint64_t four[4];
+        _mm256_storeu_si256((__m256i *)four, sums);
+        all += (Py_ssize_t)(four[0] + four[1] + four[2] + four[3]);
+    }
+    for (; i < count; i++)
+        all += samples[i] <= level;
+    return all;
+}
+
+/* By halves: to compare all samples eight times takes less than to count each level. */
+AVX2 static int lowest_level_wide(const uint8_t *samples, Py_ssize_t count, double wanted)
+{
+    int low = 0, high = 256;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if ((double)count_up_to(samples, count, middle) >= wanted)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+AVX2 static Py_ssize_t shares_of_wide(const uint8_t *steps, const uint8_t *ranges, Py_ssize_t count, int least, double *values)
+{
+    const __m256i bound = _mm256_set1_epi8((char)least);
+    Py_ssize_t among = 0, i = 0;
+    for (; i + 32 <= count; i += 32) {
+        const __m256i some = _mm256_loadu_si256((const __m256i *)(ranges + i));
+        unsigned hits = (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(some, bound), some));
+        for (; hits; hits &= hits - 1) {
+            const Py_ssize_t at = i + __builtin_ctz(hits);
+            values[among++] = (double)steps[at] / ranges[at];
+        }
+    }
+    return among + shares_of(steps + i, ranges + i, count - i, least, values + among);
+}
+#else
+#define lowest_level_wide lowest_level
+#define shares_of_wide shares_of
+#endif
 
 /* Makes a plane smooth against noise, as OpenCV does with a kernel of 27, 202 and 27 of 256. */
 WIDE static void blur_rows(const uint8_t *samples, Py_ssize_t row, Py_ssize_t height, Py_ssize_t width, uint16_t *out)
@@ -1028,10 +1128,7 @@ static PyObject *steepness(PyObject *module, PyObject *arguments)
         largest_around(one, height, width, &room, other);
         largest_around(plane, height, width, &room, range);
         between(range, other, pixels);
-        const Plane all = {.samples = range, .height = height, .width = width, .row = width, .step = 1};
-        uint32_t found[256];
-        count_levels(&all, found);
-        const int level = level_at(found, count);
+        const int level = (is_wide() ? lowest_level_wide : lowest_level)(range, pixels, count);
         best = level > strongest ? k : best;
         strongest = level > strongest ? level : strongest;
     }
@@ -1042,10 +1139,9 @@ static PyObject *steepness(PyObject *module, PyObject *arguments)
         for (Py_ssize_t y = 0; y < height - 1; y++)
             steps_of(plane + y * width, plane + (y + 1) * width, width - 1, one + y * width);
         largest_around(one, height, width, &room, other);
-        for (Py_ssize_t y = 0; y < height - 1; y++)
-            for (Py_ssize_t i = y * width; i < (y + 1) * width - 1; i++)
-                if (reach[best * pixels + i] >= strongest)
-                    values[among++] = (double)other[i] / reach[best * pixels + i];
+        for (Py_ssize_t at = 0; at < (height - 1) * width; at += width)
+            among += (is_wide() ? shares_of_wide : shares_of)(other + at, reach + best * pixels + at, width - 1, strongest,
+                                                              values + among);
     }
     result = PyFloat_FromDouble(among ? median(values, among) : 1.0);
 free_room:
@@ -1224,6 +1320,7 @@ PyMODINIT_FUNC PyInit__native(void)
 {
     make_means(luma_means, OF_LUMA);
     make_means(chroma_means, OF_CHROMA);
+    make_levels();
     make_interleaving();
     PyObject *module = PyModule_Create(&definition);
     if (module && PyModule_AddFunctions(module, clipmill_cut_methods) < 0)

@@ -8,7 +8,8 @@ Legend: N frames, K values of a tiny picture (blue, green, red × cells), levels
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from statistics import fmean, linear_regression, median
+from operator import mul
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,18 +124,19 @@ def _ends(times: Sequence[float], progress: Sequence[float], middle: int) -> tup
     start = _walk(times, progress, middle, -1, 0.35 * pace)
     stop = _walk(times, progress, middle, 1, 0.35 * pace)
     nearly = 0.25 * (progress[stop] - progress[start])  # beyond that it goes on otherwise: a fade turns round
-    sides = range(bisect_left(times, times[start] - 0.25), start + 1), range(stop, bisect_right(times, times[stop] + 0.25))
+    sides = slice(bisect_left(times, times[start] - 0.25), start + 1), slice(stop, bisect_right(times, times[stop] + 0.25))
     low, high = (
-        median(progress[number] for number in side if abs(progress[number] - progress[end]) <= nearly)
+        median([there for there in progress[side] if abs(there - progress[end]) <= nearly])
         for side, end in zip(sides, (start, stop), strict=True)
     )
     rise = high - low
     core = [number for number in range(start, stop + 1) if low + 0.15 * rise < progress[number] < high - 0.15 * rise]
     if rise <= 0 or not core:
         return None
-    core_times, core_progress = ([series[number] for number in core] for series in (times, progress))
-    middle_s, middle_at = fmean(core_times), fmean(core_progress)
-    steady = linear_regression(core_times, core_progress).slope if len(core) > 1 else pace
+    core_times, core_progress = [times[number] for number in core], [progress[number] for number in core]
+    middle_s, middle_at = sum(core_times) / len(core), sum(core_progress) / len(core)
+    away = [time_s - middle_s for time_s in core_times]
+    steady = sum(map(mul, away, core_progress)) / sum(map(mul, away, away)) if len(core) > 1 else pace
     if not 0.5 * pace < steady < 2 * pace:
         return None
     start_s, stop_s = middle_s - (middle_at - low) / steady, middle_s + (high - middle_at) / steady
