@@ -1,6 +1,6 @@
 /* The loops over samples and pixels of the scan, for speed alone: pipeline/planes.py and pipeline/measures.py have the same in
  * NumPy and OpenCV, give the same bytes (tests/pipeline/test_native.py compares them), and work where this was not compiled.
- * With PORTABLE defined, nothing is written for one kind of processor.
+ * With PORTABLE defined, nothing is written for one kind of processor, and with NARROW nothing for registers of 512 bits.
  *
  * Runs in the decoder's process. Frames are untrusted: every offset is checked against the buffer that it leads into.
  *
@@ -20,6 +20,18 @@ static int is_wide(void)
 }
 #else
 #define is_wide() 0
+#endif
+
+#if defined(WITH_AVX2) && !defined(NARROW)
+#define WITH_AVX512
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
+
+static int is_widest(void)
+{
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
+}
+#else
+#define is_widest() 0
 #endif
 
 enum {
@@ -506,27 +518,29 @@ close_plane:
 typedef struct {
     int32_t *at;
     int16_t *weights;  /* two for every pixel */
-    uint8_t *shuffles; /* for eight pixels at a time, 32 bytes: where they lie from the first and the fifth of them; or NULL */
+    uint8_t *shuffles; /* four bytes for every pixel: where its two samples lie from the first of its group; or NULL */
 } Axis;
 
 /* A plane on its way to a size: the last two of its rows, brought to the width of the picture; levels are times 128. */
 typedef struct {
+    Py_ssize_t made_for[2]; /* height and width of planes for which all is ready that they have in common */
     const uint8_t *samples;
     uint8_t *halved, *padded;
     Py_ssize_t height, width, row;
     Axis x, y;
-    int16_t *rows[2];
-    Py_ssize_t held[2]; /* which rows these are */
+    int16_t *rows[2], *levels; /* and levels of the picture's present row */
+    Py_ssize_t held[2];        /* which rows these are */
 } Layer;
 
 enum {
-    ROOM = 32, /* bytes after a row that may be read */
-    AT_ONCE = 16 /* pixels that are made at a time: rows on the way have room for all of them */
+    ROOM = 64,    /* bytes after a row that may be read */
+    ALIGNED = 64, /* bytes, to which what is read for every row is aligned: registers are as wide, and lines of the cache */
+    MOST_AT_ONCE = 32 /* pixels that are made at a time, at the most: rows on the way have room for all of them */
 };
 
 static Py_ssize_t rounded_up(Py_ssize_t count)
 {
-    return (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+    return (count + MOST_AT_ONCE - 1) / MOST_AT_ONCE * MOST_AT_ONCE;
 }
 
 /* As OpenCV does it, to the bit: across, what lies outside of the first and last sample is that sample; down, it is the row. */
@@ -534,8 +548,9 @@ static int make_axis(Axis *axis, Py_ssize_t length, Py_ssize_t count, int clamps
 {
     const double scale = 1.0 / ((double)count / (double)length);
     const size_t all = (size_t)rounded_up(count);
-    if (!(axis->at = malloc(sizeof(int32_t) * all)) || !(axis->weights = calloc(2 * all, sizeof(int16_t))))
+    if (!(axis->at = malloc(sizeof(int32_t) * all)) || !(axis->weights = aligned_alloc(ALIGNED, 2 * sizeof(int16_t) * all)))
         return -1;
+    memset(axis->weights, 0, 2 * sizeof(int16_t) * all);
     for (Py_ssize_t i = 0; i < count; i++) {
         volatile double place = ((double)i + 0.5) * scale; /* one operation at a time */
         float share = (float)(place - 0.5);
@@ -582,14 +597,14 @@ static void colour(const int16_t *const *levels, const int32_t *matrix, Py_ssize
 }
 
 #ifdef WITH_AVX2
-/* Fills in how eight pixels at a time are gathered; not where they lie too far apart. */
-static int make_shuffles(Axis *axis, Py_ssize_t count)
+/* Fills in how groups of pixels are gathered out of so many bytes; not where they lie further apart. */
+static int make_shuffles(Axis *axis, Py_ssize_t count, int group, int bytes_at_once)
 {
-    if (!(axis->shuffles = malloc(4 * (size_t)rounded_up(count))))
+    if (!(axis->shuffles = aligned_alloc(ALIGNED, 4 * (size_t)rounded_up(count))))
         return -1;
     for (Py_ssize_t i = 0; i < rounded_up(count); i++) {
-        const int32_t from = axis->at[i] - axis->at[i / 4 * 4];
-        if (from > 14) {
+        const int32_t from = axis->at[i] - axis->at[i / group * group];
+        if (from > bytes_at_once - 2) {
             free(axis->shuffles);
             axis->shuffles = NULL;
             return 0;
@@ -622,7 +637,7 @@ AVX2 static void down_wide(const Layer *layer, Py_ssize_t y, Py_ssize_t count, c
                            int16_t *out)
 {
     const __m256i a = _mm256_set1_epi16(layer->y.weights[2 * y]), b = _mm256_set1_epi16(layer->y.weights[2 * y + 1]);
-    for (Py_ssize_t x = 0; x < count; x += AT_ONCE) {
+    for (Py_ssize_t x = 0; x < count; x += 16) {
         const __m256i above = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(upper + x)), a);
         const __m256i below = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(lower + x)), b);
         const __m256i sum = _mm256_add_epi16(_mm256_add_epi16(above, below), _mm256_set1_epi16(2));
@@ -663,15 +678,15 @@ static void make_interleaving(void)
         interleaving[byte / 16][byte % 3][byte % 16] = (uint8_t)(byte / 3);
 }
 
-/* Makes at least `AT_ONCE` pixels. What stays the same is read before the loop: for all that compilers know, pixels change it. */
+/* Makes at least 16 pixels. What stays the same is read before the loop: for all that compilers know, pixels change it. */
 AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
 {
     const int16_t *const luma = levels[0], *const blue = levels[1], *const red = levels[2];
     const Row rows[3] = {row_of(matrix), row_of(matrix + 4), row_of(matrix + 8)};
     __m128i places[3][3];
     memcpy(places, interleaving, sizeof places);
-    for (Py_ssize_t next = 0; next < count; next += AT_ONCE) {
-        const Py_ssize_t x = next < count - AT_ONCE ? next : count - AT_ONCE; /* the last ones overlap with those before */
+    for (Py_ssize_t next = 0; next < count; next += 16) {
+        const Py_ssize_t x = next < count - 16 ? next : count - 16; /* the last ones overlap with those before */
         const __m256i y = _mm256_loadu_si256((const __m256i *)(luma + x)), u = _mm256_loadu_si256((const __m256i *)(blue + x));
         const __m256i v = _mm256_loadu_si256((const __m256i *)(red + x)), zero = _mm256_setzero_si256();
         const __m256i pairs[4] = {_mm256_unpacklo_epi16(y, u), _mm256_unpackhi_epi16(y, u), _mm256_unpacklo_epi16(v, zero),
@@ -686,9 +701,9 @@ AVX2 static void colour_wide(const int16_t *const *levels, const int32_t *matrix
 }
 
 #else
-static int make_shuffles(Axis *axis, Py_ssize_t count)
+static int make_shuffles(Axis *axis, Py_ssize_t count, int group, int bytes_at_once)
 {
-    (void)axis, (void)count;
+    (void)axis, (void)count, (void)group, (void)bytes_at_once;
     return 0;
 }
 #define across_wide across
@@ -697,126 +712,281 @@ static int make_shuffles(Axis *axis, Py_ssize_t count)
 #define make_interleaving() (void)0
 #endif
 
-static void close_layer(Layer *layer)
+#ifdef WITH_AVX512
+AVX512 static void across_widest(const Layer *layer, Py_ssize_t count, int16_t *out)
 {
-    void *all[] = {layer->halved,    layer->padded,    layer->x.at,        layer->x.weights, layer->x.shuffles,
-                   layer->y.at,      layer->y.weights, layer->rows[0],     layer->rows[1]};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        free(all[i]);
+    const uint8_t *const row = layer->padded, *const shuffles = layer->x.shuffles;
+    const int16_t *const weights = layer->x.weights;
+    const int32_t *const at = layer->x.at;
+    for (Py_ssize_t x = 0; x < count; x += 16) {
+        const __m512i near = _mm512_loadu_si512(row + at[x]), shuffle = _mm512_loadu_si512(shuffles + 4 * x);
+        const __m512i pairs = _mm512_maskz_permutexvar_epi8(0x5555555555555555, shuffle, near);
+        const __m512i sums = _mm512_srai_epi32(_mm512_madd_epi16(pairs, _mm512_loadu_si512(weights + 2 * x)), 4);
+        _mm256_storeu_si256((__m256i *)(out + x), _mm512_cvtsepi32_epi16(sums));
+    }
 }
 
-/* Gets a plane ready for a picture: halved as long as it is twice as large both ways. */
-static int open_layer(Layer *layer, const Plane *plane, Py_ssize_t height, Py_ssize_t width)
+AVX512 static void down_widest(const Layer *layer, Py_ssize_t y, Py_ssize_t count, const int16_t *upper, const int16_t *lower,
+                               int16_t *out)
 {
+    const __m512i a = _mm512_set1_epi16(layer->y.weights[2 * y]), b = _mm512_set1_epi16(layer->y.weights[2 * y + 1]);
+    for (Py_ssize_t x = 0; x < count; x += 32) {
+        const __m512i above = _mm512_mulhi_epi16(_mm512_loadu_si512(upper + x), a);
+        const __m512i below = _mm512_mulhi_epi16(_mm512_loadu_si512(lower + x), b);
+        const __m512i sum = _mm512_add_epi16(_mm512_add_epi16(above, below), _mm512_set1_epi16(2));
+        _mm512_storeu_si512(out + x, _mm512_srai_epi16(sum, 2));
+    }
+}
+
+typedef struct {
+    __m512i two, one, offset;
+} WideRow;
+
+AVX512 static inline WideRow wide_row_of(const int32_t *matrix)
+{
+    return (WideRow){.two = _mm512_set1_epi32((int32_t)((uint32_t)(uint16_t)matrix[1] << 16 | (uint16_t)matrix[0])),
+                     .one = _mm512_set1_epi32((uint16_t)matrix[2]),
+                     .offset = _mm512_set1_epi32(matrix[3])};
+}
+
+AVX512 static inline __m512i wide_channel_of(const __m512i *pairs, const WideRow *row)
+{
+    __m512i sums[2];
+    for (int half = 0; half < 2; half++) {
+        const __m512i luma = _mm512_madd_epi16(pairs[half], row->two), red = _mm512_madd_epi16(pairs[2 + half], row->one);
+        sums[half] = _mm512_srai_epi32(_mm512_add_epi32(_mm512_add_epi32(luma, red), row->offset), 10);
+    }
+    return _mm512_packs_epi32(sums[0], sums[1]);
+}
+
+/* Of 32 pixels in 96 bytes: where in red and green, eight bytes of each in turns, or else, from 64 on, in blue each byte lies. */
+static uint8_t wide_interleaving[128];
+
+static void make_wide_interleaving(void)
+{
+    for (int byte = 0; byte < 96; byte++) {
+        const int pixel = byte / 3, colour = byte % 3;
+        wide_interleaving[byte] = (uint8_t)(pixel / 8 * 16 + pixel % 8 + (colour == 1 ? 8 : colour == 2 ? 64 : 0));
+    }
+}
+
+/* Makes at least 32 pixels, as `colour_wide` does. */
+AVX512 static void colour_widest(const int16_t *const *levels, const int32_t *matrix, Py_ssize_t count, uint8_t *out)
+{
+    const int16_t *const luma = levels[0], *const blue = levels[1], *const red = levels[2];
+    const WideRow rows[3] = {wide_row_of(matrix), wide_row_of(matrix + 4), wide_row_of(matrix + 8)};
+    const __m512i places = _mm512_loadu_si512(wide_interleaving), further = _mm512_loadu_si512(wide_interleaving + 64);
+    for (Py_ssize_t next = 0; next < count; next += 32) {
+        const Py_ssize_t x = next < count - 32 ? next : count - 32;
+        const __m512i y = _mm512_loadu_si512(luma + x), u = _mm512_loadu_si512(blue + x), v = _mm512_loadu_si512(red + x);
+        const __m512i zero = _mm512_setzero_si512();
+        const __m512i pairs[4] = {_mm512_unpacklo_epi16(y, u), _mm512_unpackhi_epi16(y, u), _mm512_unpacklo_epi16(v, zero),
+                                  _mm512_unpackhi_epi16(v, zero)};
+        const __m512i two = _mm512_packus_epi16(wide_channel_of(pairs, rows), wide_channel_of(pairs, rows + 1));
+        const __m512i third = _mm512_packus_epi16(wide_channel_of(pairs, rows + 2), zero);
+        _mm512_storeu_si512(out + 3 * x, _mm512_permutex2var_epi8(two, places, third));
+        _mm256_storeu_si256((__m256i *)(out + 3 * x + 64), _mm512_castsi512_si256(_mm512_permutex2var_epi8(two, further, third)));
+    }
+}
+#else
+#define across_widest across_wide
+#define down_widest down_wide
+#define colour_widest colour_wide
+#define make_wide_interleaving() (void)0
+#endif
+
+/* The loops for the widest registers that there are; the last makes a row of as many pixels as `least` and more. */
+typedef struct {
+    int group, bytes_at_once; /* of shuffles; 0 for none */
+    Py_ssize_t least;
+    void (*across)(const Layer *, Py_ssize_t, int16_t *);
+    void (*down)(const Layer *, Py_ssize_t, Py_ssize_t, const int16_t *, const int16_t *, int16_t *);
+    void (*colour)(const int16_t *const *, const int32_t *, Py_ssize_t, uint8_t *);
+} Loops;
+
+static const Loops *loops_for(Py_ssize_t width)
+{
+    static const Loops all[] = {{16, 64, 32, across_widest, down_widest, colour_widest},
+                                {4, 16, 16, across_wide, down_wide, colour_wide},
+                                {0, 0, 1, across, down, colour}};
+    return all + (is_widest() && width >= all[0].least ? 0 : is_wide() && width >= all[1].least ? 1 : 2);
+}
+
+static void close_layer(Layer *layer)
+{
+    void *all[] = {layer->halved, layer->padded,    layer->x.at,    layer->x.weights, layer->x.shuffles,
+                   layer->y.at,   layer->y.weights, layer->rows[0], layer->rows[1],   layer->levels};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    memset(layer, 0, sizeof *layer);
+}
+
+/* Makes what planes of one size have in common on their way to a picture: they are halved while twice as large both ways. */
+static int make_layer(Layer *layer, const Plane *plane, Py_ssize_t height, Py_ssize_t width, const Loops *loops)
+{
+    close_layer(layer);
+    Py_ssize_t rows = plane->height, columns = plane->width;
+    if (rows >= 2 * height && columns >= 2 * width && !(layer->halved = malloc((size_t)((rows / 2) * (columns / 2)))))
+        return -1;
+    for (; rows >= 2 * height && columns >= 2 * width; rows /= 2)
+        columns /= 2;
+    if (make_axis(&layer->x, columns, width, 1) < 0 || make_axis(&layer->y, rows, height, 0) < 0)
+        return -1;
+    if (loops->group && make_shuffles(&layer->x, width, loops->group, loops->bytes_at_once) < 0)
+        return -1;
+    int16_t **rooms[] = {&layer->rows[0], &layer->rows[1], &layer->levels};
+    for (int i = 0; i < 3; i++)
+        if (!(*rooms[i] = aligned_alloc(ALIGNED, sizeof(int16_t) * (size_t)rounded_up(width))))
+            return -1;
+    if (!(layer->padded = calloc((size_t)columns + ROOM, 1)))
+        return -1;
+    layer->made_for[0] = plane->height;
+    layer->made_for[1] = plane->width;
+    return 0;
+}
+
+/* Gets a plane ready for a picture. */
+static int open_layer(Layer *layer, const Plane *plane, Py_ssize_t height, Py_ssize_t width, const Loops *loops)
+{
+    const int is_made = layer->made_for[0] == plane->height && layer->made_for[1] == plane->width;
+    if (!is_made && make_layer(layer, plane, height, width, loops) < 0)
+        return -1;
     layer->samples = plane->samples;
     layer->height = plane->height;
     layer->width = plane->width;
     layer->row = plane->row;
     layer->held[0] = layer->held[1] = -1;
     while (layer->height >= 2 * height && layer->width >= 2 * width) {
-        if (!layer->halved && !(layer->halved = malloc((size_t)((layer->height / 2) * (layer->width / 2)))))
-            return -1;
         halve_once(layer->samples, layer->row, layer->height, layer->width, layer->halved);
         layer->samples = layer->halved;
         layer->height /= 2;
         layer->row = layer->width /= 2;
     }
-    if (make_axis(&layer->x, layer->width, width, 1) < 0 || make_axis(&layer->y, layer->height, height, 0) < 0)
-        return -1;
-    if (is_wide() && make_shuffles(&layer->x, width) < 0)
-        return -1;
-    for (int i = 0; i < 2; i++)
-        if (!(layer->rows[i] = malloc(sizeof(int16_t) * (size_t)rounded_up(width))))
-            return -1;
-    return (layer->padded = calloc((size_t)layer->width + ROOM, 1)) ? 0 : -1;
+    return 0;
 }
 
 /* Returns one row of a layer at the width of the picture. */
-static const int16_t *layer_row(Layer *layer, Py_ssize_t y, Py_ssize_t width)
+static const int16_t *layer_row(Layer *layer, Py_ssize_t y, Py_ssize_t width, const Loops *loops)
 {
     y = y < 0 ? 0 : y < layer->height ? y : layer->height - 1;
     const int slot = (int)(y & 1);
     if (layer->held[slot] != y) {
         memcpy(layer->padded, layer->samples + y * layer->row, (size_t)layer->width);
-        (layer->x.shuffles ? across_wide : across)(layer, width, layer->rows[slot]);
+        (layer->x.shuffles ? loops->across : across)(layer, width, layer->rows[slot]);
         layer->held[slot] = y;
     }
     return layer->rows[slot];
 }
 
-PyDoc_STRVAR(draw_doc,
-"draw(luma, blue, red, matrix, picture)\n--\n\n"
-"Turn three planes into an RGB picture of any size: each plane is halved while it is twice as large, then scaled linearly.\n\n"
-"Args:\n"
-"    luma, blue, red: planes [h, w] of 8 bits with whole rows, not all of one size.\n"
-"    matrix: float32 [3, 4], from luma, blue and red to red, green and blue; no number reaches 31, or 8,192 in the last column.\n"
-"    picture: uint8 [Y, X, 3], is filled; no side is longer than 32,767.");
-
-static PyObject *draw(PyObject *module, PyObject *arguments)
+static void draw_layers(Layer *layers, const int32_t *matrix, Py_ssize_t height, Py_ssize_t width, const Loops *loops,
+                        uint8_t *out)
 {
-    PyObject *objects[3], *matrix_object, *picture_object, *result = NULL;
-    Plane planes[3];
-    Layer layers[3];
-    Py_buffer matrix, picture;
-    int16_t *levels[3] = {NULL};
-    int opened = 0;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOOO", &objects[0], &objects[1], &objects[2], &matrix_object, &picture_object))
-        return NULL;
-    memset(layers, 0, sizeof layers);
-    if (open_bytes(matrix_object, &matrix, 12 * sizeof(float), PyBUF_SIMPLE) < 0)
-        return NULL;
-    if (PyObject_GetBuffer(picture_object, &picture, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
-        goto close_matrix;
-    for (; opened < 3; opened++)
-        if (open_plane(objects[opened], &planes[opened], BYTE) < 0)
-            goto close_planes;
-    const int shaped = picture.ndim == 3 && picture.itemsize == 1 && picture.shape[2] == 3;
-    if (!shaped || picture.shape[0] < 1 || picture.shape[1] < 1 || picture.shape[0] > INT16_MAX || picture.shape[1] > INT16_MAX ||
-        planes[0].step != 1 || planes[1].step != 1 || planes[2].step != 1) {
-        PyErr_SetString(PyExc_ValueError, "planes with whole rows are drawn in a picture with three bytes a pixel");
-        goto close_planes;
+    const int16_t *const levels[3] = {layers[0].levels, layers[1].levels, layers[2].levels};
+    for (Py_ssize_t y = 0; y < height; y++, out += 3 * width) {
+        for (Layer *layer = layers; layer < layers + 3; layer++) {
+            const Py_ssize_t at = layer->y.at[y];
+            const int16_t *upper = layer_row(layer, at, width, loops), *lower = layer_row(layer, at + 1, width, loops);
+            loops->down(layer, y, width, upper, lower, layer->levels);
+        }
+        loops->colour(levels, matrix, width, out);
     }
-    int32_t numbers[12];
+}
+
+/* Takes a matrix float32 [3, 4] as whole numbers, times 1,024. */
+static int whole_numbers(const float *matrix, int32_t *numbers)
+{
     for (int i = 0; i < 12; i++) {
-        const float number = ((const float *)matrix.buf)[i], most = i % 4 == 3 ? 8192.0f : 31.0f;
+        const float number = matrix[i], most = i % 4 == 3 ? 8192.0f : 31.0f;
         if (!(fabsf(number) < most)) {
             PyErr_SetString(PyExc_ValueError, "a number of the matrix is too large");
-            goto close_planes;
+            return -1;
         }
         const float scaled_up = i % 4 == 3 ? (number + 0.5f) * 1024.0f : number * 1024.0f;
         numbers[i] = (int32_t)lrintf(scaled_up);
     }
-    const Py_ssize_t height = picture.shape[0], width = picture.shape[1];
+    return 0;
+}
+
+PyDoc_STRVAR(draw_doc,
+"draw(frames, pictures)\n--\n\n"
+"Turn frames into RGB pictures of any size: each plane is halved while it is twice as large, then scaled linearly.\n\n"
+"Args:\n"
+"    frames: F tuples of luma, blue and red, planes [h, w] of 8 bits with whole rows, not all of one size, and a matrix:\n"
+"        float32 [3, 4], from these to red, green and blue; no number reaches 31, or 8,192 in the last column.\n"
+"    pictures: uint8 [F, Y, X, 3], is filled; no side is longer than 32,767.");
+
+/* Draws one frame into a picture [height, width, 3]. */
+static int draw_frame(PyObject *frame, Layer *layers, Py_ssize_t height, Py_ssize_t width, uint8_t *out)
+{
+    PyObject *objects[3], *matrix_object;
+    Plane planes[3];
+    Py_buffer matrix;
+    int32_t numbers[12];
+    int opened = 0, result = -1;
+    if (!PyTuple_Check(frame)) {
+        PyErr_SetString(PyExc_TypeError, "a frame is a tuple of planes and a matrix");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(frame, "OOOO", &objects[0], &objects[1], &objects[2], &matrix_object))
+        return -1;
+    if (open_bytes(matrix_object, &matrix, sizeof numbers, PyBUF_SIMPLE) < 0)
+        return -1;
+    for (; opened < 3; opened++)
+        if (open_plane(objects[opened], &planes[opened], BYTE) < 0)
+            goto close_planes;
+    if (planes[0].step != 1 || planes[1].step != 1 || planes[2].step != 1) {
+        PyErr_SetString(PyExc_ValueError, "only planes with whole rows are drawn");
+        goto close_planes;
+    }
+    if (whole_numbers(matrix.buf, numbers) < 0)
+        goto close_planes;
+    const Loops *loops = loops_for(width);
     for (int k = 0; k < 3; k++)
-        if (open_layer(&layers[k], &planes[k], height, width) < 0 ||
-            !(levels[k] = malloc(sizeof(int16_t) * (size_t)rounded_up(width)))) {
+        if (open_layer(&layers[k], &planes[k], height, width, loops) < 0) {
             PyErr_NoMemory();
-            goto free_layers;
+            goto close_planes;
         }
-    uint8_t *out = picture.buf;
-    const int wide = is_wide();
-    for (Py_ssize_t y = 0; y < height; y++, out += 3 * width) {
-        for (int k = 0; k < 3; k++) {
-            const Py_ssize_t at = layers[k].y.at[y];
-            const int16_t *upper = layer_row(&layers[k], at, width), *lower = layer_row(&layers[k], at + 1, width);
-            (wide ? down_wide : down)(&layers[k], y, width, upper, lower, levels[k]);
-        }
-        const int16_t *const all[3] = {levels[0], levels[1], levels[2]};
-        (wide && width >= AT_ONCE ? colour_wide : colour)(all, numbers, width, out);
-    }
-    result = Py_NewRef(Py_None);
-free_layers:
-    for (int k = 0; k < 3; k++) {
-        close_layer(&layers[k]);
-        free(levels[k]);
-    }
+    draw_layers(layers, numbers, height, width, loops, out);
+    result = 0;
 close_planes:
     while (opened--)
         PyBuffer_Release(&planes[opened].view);
-    PyBuffer_Release(&picture);
-close_matrix:
     PyBuffer_Release(&matrix);
+    return result;
+}
+
+static PyObject *draw(PyObject *module, PyObject *arguments)
+{
+    PyObject *frames, *pictures_object, *result = NULL;
+    Layer layers[3];
+    Py_buffer pictures;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OO", &frames, &pictures_object))
+        return NULL;
+    if (PyObject_GetBuffer(pictures_object, &pictures, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
+        return NULL;
+    memset(layers, 0, sizeof layers);
+    const Py_ssize_t *shape = pictures.shape, count = PySequence_Size(frames);
+    if (count < 0)
+        goto close_pictures;
+    const int shaped = pictures.ndim == 4 && pictures.itemsize == 1 && shape[0] == count && shape[3] == 3;
+    if (!shaped || shape[1] < 1 || shape[2] < 1 || shape[1] > INT16_MAX || shape[2] > INT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "every frame is drawn in a picture of its own with three bytes a pixel");
+        goto close_pictures;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *frame = PySequence_GetItem(frames, i);
+        const int drawn = frame ? draw_frame(frame, layers, shape[1], shape[2], (uint8_t *)pictures.buf + i * pictures.strides[0])
+                                : -1;
+        Py_XDECREF(frame);
+        if (drawn < 0)
+            goto close_pictures;
+    }
+    result = Py_NewRef(Py_None);
+close_pictures:
+    for (int k = 0; k < 3; k++)
+        close_layer(&layers[k]);
+    PyBuffer_Release(&pictures);
     return result;
 }
 
@@ -1322,6 +1492,7 @@ PyMODINIT_FUNC PyInit__native(void)
     make_means(chroma_means, OF_CHROMA);
     make_levels();
     make_interleaving();
+    make_wide_interleaving();
     PyObject *module = PyModule_Create(&definition);
     if (module && PyModule_AddFunctions(module, clipmill_cut_methods) < 0)
         Py_CLEAR(module);

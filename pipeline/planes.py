@@ -256,22 +256,22 @@ class Held:
         return [cropped(plane, scaled_box(box, self.size, (plane.shape[0], plane.shape[1]))) for plane in self.planes]
 
     def draw(self, box: Box, picture: Picture) -> None:
-        """Fill a picture with what is inside a box."""
-        if native.compiled:
-            native.compiled.draw(*self.inside(box), self.matrix, picture)
-        else:
-            pixels = cv2.merge([shrunk(plane, *picture.shape[:2]) for plane in self.inside(box)])
-            cv2.transform(pixels, self.matrix, picture)
-        if not self.standard:
-            cv2.LUT(picture, standard_range(), picture)
+        """Fill a picture with what is inside a box, where nothing is compiled; in the standard range or not."""
+        pixels = cv2.merge([shrunk(plane, *picture.shape[:2]) for plane in self.inside(box)])
+        cv2.transform(pixels, self.matrix, picture)
 
 
 def pictures_of(held: Sequence[Held], box: Box, side: int, least: int = 2) -> NDArray[np.uint8]:
     """Make pictures, uint8 RGB [F, Y, X, 3], of frames of one size; see `Held.picture`."""
     height, width = (max(least, length) for length in fitted(box[2:], min(side, *held[0].inside(box)[0].shape)))
     pictures = np.empty((len(held), height, width, 3), np.uint8)
+    if native.compiled:
+        native.compiled.draw([(*frame.inside(box), frame.matrix) for frame in held], pictures)
     for frame, picture in zip(held, pictures, strict=True):
-        frame.draw(box, picture)
+        if not native.compiled:
+            frame.draw(box, picture)
+        if not frame.standard:
+            cv2.LUT(picture, standard_range(), picture)
     return pictures
 
 

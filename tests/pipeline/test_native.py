@@ -230,17 +230,26 @@ def test_a_part_of_a_plane_is_halved_where_it_lies(monkeypatch: pytest.MonkeyPat
         assert np.array_equal(small, small_too)
 
 
-@pytest.fixture(scope="module")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The loops as a processor without wide registers has them."""
-    path = tmp_path_factory.mktemp("portable") / "_native.so"
+def compiled_with(option: str, path: Path) -> Any:
     include = f"-I{sysconfig.get_paths()['include']}"
     sources = map(str, Path(native.__file__).parent.glob("_*.c"))
-    subprocess.run(["cc", "-O1", "-DPORTABLE", "-fPIC", "-shared", include, *sources, "-o", str(path)], check=True)
+    subprocess.run(["cc", "-O1", option, "-fPIC", "-shared", include, *sources, "-o", str(path)], check=True)
     loader = ExtensionFileLoader("pipeline._native", str(path))
     spec = spec_from_file_location("pipeline._native", path, loader=loader)
     assert spec
     return module_from_spec(spec)
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The loops as a processor without wide registers has them."""
+    return compiled_with("-DPORTABLE", tmp_path_factory.mktemp("portable") / "_native.so")
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The loops as a processor without registers of 512 bits has them."""
+    return compiled_with("-DNARROW", tmp_path_factory.mktemp("narrow") / "_native.so")
 
 
 def some_held(rng: np.random.Generator, number: int) -> tuple[Held, Box, int]:
@@ -257,15 +266,28 @@ def some_held(rng: np.random.Generator, number: int) -> tuple[Held, Box, int]:
 
 
 @compiled
-def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any) -> None:
+def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch, portable: Any, narrow: Any) -> None:
     rng = np.random.default_rng(0)
     for number in range(150):
         held, box, side = some_held(rng, number)
         picture, picture_too = both_ways(monkeypatch, lambda held=held, box=box, side=side: held.picture(box, side))
         assert np.array_equal(picture, picture_too)
         with monkeypatch.context() as patch:
-            patch.setattr(native, "compiled", portable)
-            assert np.array_equal(held.picture(box, side), picture)
+            for loops in (portable, narrow):
+                patch.setattr(native, "compiled", loops)
+                assert np.array_equal(held.picture(box, side), picture)
+
+
+@compiled
+def test_pictures_of_frames_of_different_sizes_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    frames = [(*(rng.integers(0, 256, size, np.uint8) for size in sizes), MATRIX) for sizes in 3 * [SIZES, SIZES[::-1]]]
+    together, alone = (np.zeros((len(frames), 50, 70, 3), np.uint8) for _ in range(2))
+    native.compiled.draw(frames, together)
+    for number, frame in enumerate(frames):
+        native.compiled.draw([frame], alone[number : number + 1])
+    assert np.array_equal(together, alone)
+    assert np.any(together[0] != together[1])
 
 
 @compiled
@@ -322,6 +344,8 @@ PLACES = np.zeros(400, np.int32)
 STATE = np.zeros(16128, np.uint8)
 TINY = np.zeros((12, 16, 3), np.uint8)
 MATRIX = np.ones((3, 4), np.float32)
+FRAME = PLANE, FEW, FEW, MATRIX
+SIZES = (288, 352), (144, 176), (99, 401)  # of planes
 LEVELS = np.zeros((4, 576), np.uint8)
 AROUND = np.array([[1, 0, 3]])
 SERIES = np.arange(4.0)
@@ -347,16 +371,23 @@ SERIES = np.arange(4.0)
         ("halve", (PLANE, 1, FEW[1:])),
         ("halve", (PLANE[:, ::2], 1, FEW)),
         ("halve", (PLANE.astype(np.uint16), 1, FEW)),
-        ("draw", (PLANE, FEW, FEW[:0], MATRIX, TINY)),
-        ("draw", (PLANE, FEW, FEW[:, ::2], MATRIX, TINY)),
-        ("draw", (PLANE.astype(np.uint16), FEW, FEW, MATRIX, TINY)),
-        ("draw", (PLANE, FEW, FEW, MATRIX[1:], TINY)),
-        ("draw", (PLANE, FEW, FEW, MATRIX * 31, TINY)),
-        ("draw", (PLANE, FEW, FEW, MATRIX * np.nan, TINY)),
-        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[..., :2].copy())),
-        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[0])),
-        ("draw", (PLANE, FEW, FEW, MATRIX, TINY[:0])),
-        ("draw", (PLANE, FEW, FEW, MATRIX, np.zeros((1, 1 << 15, 3), np.uint8))),
+        *(
+            ("draw", ([FRAME, frame], np.stack([TINY, TINY])))
+            for frame in [
+                (PLANE, FEW, FEW[:0], MATRIX),
+                (PLANE, FEW, FEW[:, ::2], MATRIX),
+                (PLANE.astype(np.uint16), FEW, FEW, MATRIX),
+                (PLANE, FEW, FEW, MATRIX[1:]),
+                (PLANE, FEW, FEW, MATRIX * 31),
+                (PLANE, FEW, FEW, MATRIX * np.nan),
+            ]
+        ),
+        ("draw", ([FRAME], TINY[None, ..., :2].copy())),
+        ("draw", ([FRAME], TINY)),
+        ("draw", ([FRAME], TINY[None, :0])),
+        ("draw", ([FRAME], np.zeros((1, 1, 1 << 15, 3), np.uint8))),
+        ("draw", ([FRAME, FRAME], TINY[None])),
+        ("draw", ([FRAME], np.stack([TINY, TINY]))),
         ("compare", (TINY, LEVELS[:2], 2)),
         ("compare", (TINY, LEVELS, -1)),
         ("compare", (TINY, LEVELS, 1 << 62)),
