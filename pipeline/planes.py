@@ -26,7 +26,7 @@ Series = NDArray[np.float64]  # [n]
 
 LUMA, CHROMA = (72, 128), (36, 64)  # rows and columns that are sampled of every frame
 CELLS = (12, 16)  # rows and columns of means of these, for cuts
-FRAMES = 64  # that a strip takes
+FRAMES = 128  # that a strip takes
 _BYTE, _WORD = np.dtype(np.uint8), np.dtype("<u2")
 # Weights of red and blue in luma by matrix coefficients (ITU-T H.273); what does not say is as of old, BT.601.
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}

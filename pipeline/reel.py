@@ -32,7 +32,7 @@ ONE_COLOUR_S = 1.0  # longer pictures of one colour are a shot of their own
 MOST_S = 2 * REACH_S + 2 * (FLASH_S + USUAL_S) + ONE_COLOUR_S
 DENSEST_FPS = 120  # windows are cut short where there are more frames
 CAPACITY = int(1.25 * DENSEST_FPS * MOST_S)  # frames
-MOST_AT_ONCE = 64  # frames that are added to the reel at a time
+MOST_AT_ONCE = 128  # frames that are added to the reel at a time
 _VALUES = CELLS[0] * CELLS[1] * 3
 
 
