@@ -10,8 +10,7 @@ Legend: Y X rows and columns of pixels, B blocks that a row or column is average
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,8 +29,7 @@ RINGING = 16  # lines over which coding may smear the dark side of the step: two
 SHARP = 4  # lines after which the step is over
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lines:
+class Lines(NamedTuple):
     """Luma of one frame in full height and in full width: rows [Y, B] and columns [X, B]; open if its edges have no bars."""
 
     rows: Levels

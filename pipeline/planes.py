@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import native
 from pipeline.crop import BLOCKS, DARKEST, SAMPLES, Box, Lines, cropped, is_open, lines_of, open_lines, scaled_box
-from pipeline.media import PQ, Matrix, Picture, Scaler, standard_range, upright
+from pipeline.media import PQ, UPRIGHT, Matrix, Picture, Scaler, standard_range, upright
 
 Plane = NDArray[Any]  # [h, w]
 Series = NDArray[np.float64]  # [n]
@@ -108,23 +108,20 @@ class CompiledStrip:
         self._cells = np.empty((FRAMES, *CELLS, 3), np.uint8)
         self._light, self._change = list[float](), list[float]()
         self._begun = False
-
-    @property
-    def count(self) -> int:
-        """Frames that are on the strip."""
-        return len(self._light)
+        self.count = 0  # frames that are on the strip
 
     def add(self, planes: Planes) -> float:
         """Sample one more frame; see `Strip.add`."""
         luma, blue, red = planes[:3]
         places = _places(luma.shape, blue.shape, red.shape)
-        cells = self._cells[len(self._light)]
+        cells = self._cells[self.count]
         levels = planes.depth - 8, planes.full
         told: Sequence[float] = native.compiled.add(luma, blue, red, places, *levels, self._state, cells)
         changed, light, change = told
         self._light.append(light)
         self._change.append(change if self._begun else 0.0)
         self._begun = True
+        self.count += 1
         return changed
 
     def develop(self, rows: int, columns: int) -> Developed:
@@ -135,6 +132,7 @@ class CompiledStrip:
         light, change = np.array(self._light), np.array(self._change)
         self._light.clear()
         self._change.clear()
+        self.count = 0
         return Developed(pictures=pictures, light=light, change=change)
 
 
@@ -223,8 +221,7 @@ def _averaged(samples: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np
 # ---- held frames -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
+class Held(NamedTuple):
     """A frame of which pictures can still be made: its planes upright and halved, its lines at full size for the crop box.
 
     Attributes:
@@ -288,11 +285,15 @@ def hold(planes: Planes, size: tuple[int, int], matrix: Matrix, side: int) -> He
     while shortest[0] >> times >= 2 * side and shortest[1] >> times > 1:
         times += 1
     # Copies, also where nothing is done: a view would keep the frame.
-    stored = [halved(plane, times) if times else plane.copy() for plane in (planes.luma, planes.blue, planes.red)]
-    shallow = [plane if planes.depth == 8 else (plane >> (planes.depth - 8)).astype(np.uint8) for plane in stored]
+    stored = [halved(plane, times) if times else plane.copy() for plane in planes[:3]]
+    if planes.depth > 8:
+        stored = [(plane >> (planes.depth - 8)).astype(np.uint8) for plane in stored]
+    lines = _lines(planes)
+    if matrix != UPRIGHT:
+        stored, lines = [upright(plane, matrix) for plane in stored], lines.upright(matrix)
     return Held(
-        planes=tuple(upright(plane, matrix) for plane in shallow),
-        lines=_lines(planes).upright(matrix),
+        planes=tuple(stored),
+        lines=lines,
         size=size,
         matrix=_to_rgb(planes.space, planes.full),
         standard=planes.transfer != PQ,

@@ -154,7 +154,8 @@ def _walk(times: Sequence[float], progress: Sequence[float], at: int, step: int,
         to = at + step
         while to != last and abs(times[to] - times[at]) < 0.1 - 1e-6:
             to += step
-        if max((progress[there] - progress[at]) / (times[there] - times[at]) for there in (at + step, to)) < least:
+        paces = [(progress[there] - progress[at]) / (times[there] - times[at]) for there in (at + step, to)]
+        if max(paces) < least:
             break
         at += step
     return at
@@ -172,7 +173,7 @@ def _is_ramp(times: Series, cells: Cells, start: int, stop: int, spread: Sequenc
     full = min(15.0, max(3.0, spread_a, spread_b))
     # Black bars take no part.
     inside = lit(a, b)
-    if not inside.any() or (usual := _middle(size[np.tile(inside, 3)])) < full:
+    if not inside.any() or (usual := _middle(size.reshape(3, -1)[:, inside].ravel())) < full:
         return False
     changes = size > max(1.0, 0.25 * float(size.sum()) / len(size))
     if np.count_nonzero(changes) < 0.65 * max(0.25, np.count_nonzero(inside) / len(inside)) * len(changes):

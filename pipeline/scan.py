@@ -178,7 +178,7 @@ def _shots(stream: Any, options: ScanOptions, send: Send) -> Shots:
         pictures_per_clip=options.frames_per_clip,
         side_px=options.frame_side_px,
         max_clip_s=options.max_clip_s,
-        first_pace=max(1, round((stream.average_rate or 0) / PICTURES_PER_S)),
+        first_pace=max(1, round(float(stream.average_rate or 0) / PICTURES_PER_S)),
     )
 
 
@@ -202,4 +202,4 @@ def _same_shape(shape: tuple[int, int], before: tuple[int, int]) -> tuple[int, i
 
 def _usual_duration(stream: Any) -> float:
     """Return how long a frame is shown that does not say it."""
-    return float(1 / stream.average_rate) if stream.average_rate else 0.04
+    return 1 / float(stream.average_rate) if stream.average_rate else 0.04

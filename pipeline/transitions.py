@@ -92,7 +92,7 @@ class Transitions:
         self.next_part = seen
         seen = self.next_part if final else self._seen_up_to(self.next_part, self.next_cut, USUAL_S)
         for number, strength in enumerate(cut_strengths(reel, self.next_cut, seen), self.next_cut):
-            if self._stands_out(number, strength) >= self.threshold:
+            if ALONE * strength >= self.threshold and self._stands_out(number, strength) >= self.threshold:
                 # A flash that goes out over some frames has some that do not stick out from the others.
                 reel.part(number, number + 1, all_frames=True)
                 strength = self._stands_out(number, *cut_strengths(reel, number, number + 1))
@@ -106,7 +106,7 @@ class Transitions:
             self._keep(wipe, wipe)  # once is no chance, as it is with ramps
 
     def _stands_out(self, number: int, strength: float) -> float:
-        """Return how much a frame stands out as the first of a shot, also if its change is weak; most need no closer look."""
+        """Return how much a frame stands out as the first of a shot, also if its change is weak."""
         weak = strength < self.threshold <= ALONE * strength
         return strength_alone(self.reel, number, strength) if weak else strength
 
@@ -114,10 +114,13 @@ class Transitions:
         """Give the next frames that may be inside of a ramp, each with what belongs to the same shot or ramp."""
         reel = self.reel
         sharp = [cut for cut, strength in self.cuts.items() if strength >= 2 * self.threshold]
-        while self.next_ramp < reel.end - 1 and (final or self._seen(self.next_cut - 1, self.next_ramp, REACH_S)):
-            low = max([self.given, reel.first, *(cut for cut in sharp if cut <= self.next_ramp)])
-            yield self.next_ramp, low, min([reel.end, *(cut for cut in sharp if cut > self.next_ramp)])
-            self.next_ramp = reel.ahead(self.next_ramp, JUST_S)
+        low, end = max(self.given, reel.first), reel.end - 1
+        for high in [*sharp, reel.end]:
+            last = min(high, end if final else self._seen_up_to(self.next_cut, self.next_ramp, REACH_S), end)
+            while self.next_ramp < last:
+                yield self.next_ramp, low, high
+                self.next_ramp = reel.ahead(self.next_ramp, JUST_S)
+            low = max(low, high)
 
     def _now_and_then(self, around: Sequence[Around]) -> Iterator[Around]:
         """Choose frames at which wipes are looked for, which are seen from far off."""
