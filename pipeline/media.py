@@ -52,7 +52,7 @@ UNPROBED = {"probesize": "32", "codec_whitelist": "none"}
 SORTED = frozenset(("hevc", "libdav1d", "av1", "libvpx-vp9", "vp9", "vp8"))  # codecs that tell in which order frames are shown
 
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-MOST_AHEAD, PIXELS_AHEAD = 4, 1 << 21  # frames that a scan decodes ahead, and pixels of them
+MOST_AHEAD, PIXELS_AHEAD = 8, 1 << 21  # frames that a scan decodes ahead, and pixels of them
 PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273)
 WHITE_NITS = 203  # of diffuse white in high dynamic range (ITU-R BT.2408)
 

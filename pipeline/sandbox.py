@@ -14,7 +14,6 @@ server and every other call are unharmed. A child never outlives its server, nor
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import mmap
@@ -99,8 +98,8 @@ class Sandbox:
     ) -> tuple[dict[str, Any], Arrays]:
         size = os.fstat(file.fileno()).st_size
         longest_s = limits.deadline_s(size, limits.longest_s)
-        told = {**dataclasses.asdict(limits), "wall_s": longest_s}
-        request = json.dumps({"task": task, "options": dataclasses.asdict(options), "limits": told}).encode()
+        told = {**vars(limits), "wall_s": longest_s}
+        request = json.dumps({"task": task, "options": vars(options), "limits": told}).encode()
         reading, writing = os.pipe()
         try:
             with contextlib.suppress(PermissionError):  # beyond a user's share of pipes; a small one only takes longer

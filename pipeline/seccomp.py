@@ -129,22 +129,17 @@ def confine(*, may_read_files: bool) -> bool:
     Args:
         may_read_files: whether files may still be opened for reading, as decord does with the file that it is given.
     """
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
+    ready = _ready(may_read_files)
+    if not ready:
         return False
-    program = filter_program(machine, os.getpid(), may_read_files=may_read_files)
-    code = ctypes.create_string_buffer(program, len(program))
-    head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    if _prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
-        return False
-    return bool(_prctl(SET_SECCOMP, FILTER, ctypes.create_string_buffer(head, len(head)), 0, 0) == 0)
+    ready.set_process(os.getpid())
+    return bool(_prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and _prctl(SET_SECCOMP, FILTER, ready.head, 0, 0) == 0)
 
 
 def warm_up() -> None:
     """Have what `confine` needs at hand before a process forks: to make it costs a child more than to use it."""
-    machine = platform.machine()
-    for may_read_files in (False, True) if machine in ARCHITECTURES else ():
-        _template(machine, may_read_files)
+    for may_read_files in (False, True):
+        _ready(may_read_files)
 
 
 def die_with_parent(signal_number: int) -> None:
@@ -157,11 +152,31 @@ _prctl = ctypes.CDLL(None).prctl
 
 def filter_program(machine: str, pid: int, *, may_read_files: bool) -> bytes:
     """Assemble the filter for a machine and one process, 8 bytes an instruction."""
-    anyone, one = (_unless(JUMP_EQUAL, number, errno.EPERM)[0] for number in (ANYONE, pid))
-    return _template(machine, may_read_files).replace(anyone, one)
+    program = _Program(machine, may_read_files)
+    program.set_process(pid)
+    return program.code.raw
+
+
+class _Program:
+    """A filter in memory, ready to be applied once it is told the number of its process; `head` is what leads to it."""
+
+    def __init__(self, machine: str, may_read_files: bool) -> None:
+        template = _template(machine, may_read_files)
+        self._number_at = template.index(_unless(JUMP_EQUAL, ANYONE, errno.EPERM)[0]) + 4
+        self.code = ctypes.create_string_buffer(template, len(template))
+        head = struct.pack("HxxxxxxP", len(template) // 8, ctypes.addressof(self.code))
+        self.head = ctypes.create_string_buffer(head, len(head))
+
+    def set_process(self, pid: int) -> None:
+        struct.pack_into("I", self.code, self._number_at, pid)
 
 
 @functools.cache
+def _ready(may_read_files: bool) -> _Program | None:
+    machine = platform.machine()
+    return _Program(machine, may_read_files) if machine in ARCHITECTURES else None
+
+
 def _template(machine: str, may_read_files: bool) -> bytes:
     """Assemble the filter for no process yet: `ANYONE` stands for its number."""
     column = list(ARCHITECTURES).index(machine)
