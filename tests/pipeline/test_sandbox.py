@@ -225,7 +225,7 @@ def test_a_child_that_may_open_no_file_can_read_every_kind_of_image(own: Sandbox
 
 def test_the_deadline_moves_with_what_is_decoded(own: Sandbox, short: Path, long: Path) -> None:
     assert frames_of(own, short) == 12
-    assert error_of(own, long, Limits(wall_s=0.05, memory_bytes=2 << 30)) == "timeout"
+    assert error_of(own, long, Limits(wall_s=0.02, memory_bytes=2 << 30)) == "timeout"
     assert frames_of(own, long, Limits(wall_s=0.05, memory_bytes=2 << 30, per_video_s=1000.0, longest_s=60.0)) == 480
 
 
