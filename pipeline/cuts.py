@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline import native
 from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, lit
 
-LEAST_CHANGED = 0.28  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
+LEAST_CHANGED = 0.27  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 CONCENTRATED = 9  # times as much as on average a cell changes, the one that changes most, where somebody takes another pose
 ALONE = 2.5  # times as much counts a weak change that stands alone, at most
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
@@ -61,7 +61,7 @@ def strength_alone(reel: Reel, number: int, strength: float) -> float:
     others = [*reel.apart[low:at], *reel.apart[at + 1 : high + 1]]
     if min(at - low, high - at) < 3 or apart < 2 * max(0.3, *others) or apart < 0.9 * reel.change[at]:
         return strength
-    if max(_changes(reel, number)) < CONCENTRATED * apart:
+    if _changes(reel, at, at + 1).max() < CONCENTRATED * apart:
         return strength
     return max(strength, min(0.75 * strength / min(1.0, apart / _full(reel, at)), ALONE * strength))
 
@@ -69,20 +69,32 @@ def strength_alone(reel: Reel, number: int, strength: float) -> float:
 def changed_share(reel: Reel, number: int) -> float:
     """Return the share of a picture that changes at a frame, of what changes by a tenth as much as the most of it.
 
+    By how much more than it does usually: before a camera that moves all of a picture changes, and still a title is no cut.
     Black bars take no part, but four fifths of a picture count at the least, so that a title on black is not all of it.
     """
-    before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
-    change = _changes(reel, number)
+    at = number - reel.first
+    change = _changes(reel, at, at + 1)[0]
+    change = change - np.minimum(change, _usual_changes(reel, number))
     changes = change > max(1.5, 0.1 * float(np.sort(change)[-len(change) // 20]))
-    counts = changes | lit(before, after)
+    counts = changes | lit(reel.levels[at - 1], reel.levels[at])
     return int(np.count_nonzero(changes)) / max(0.8 * len(change), int(np.count_nonzero(counts)))
 
 
-def _changes(reel: Reel, number: int) -> NDArray[np.uint8]:
-    """Return the largest change of each cell's colours at a frame."""
-    before, after = reel.levels[number - 1 - reel.first], reel.levels[number - reel.first]
-    changes: NDArray[np.uint8] = (np.maximum(before, after) - np.minimum(before, after)).reshape(3, -1).max(axis=0)
-    return changes
+def _usual_changes(reel: Reel, number: int) -> NDArray[np.uint8]:
+    """Return by how much each cell changes at most in two thirds of the frames around one."""
+    at, low = number - reel.first, max(1, reel.back(number, USUAL_S) - reel.first)
+    changes = _changes(reel, low, reel.ahead(number, USUAL_S) - reel.first + 1)
+    others = np.concatenate([changes[: at - low], changes[at - low + 1 :]])
+    most = 2 * (len(others) - 1) // 3
+    return np.partition(others, most, axis=0)[most] if len(others) else np.zeros_like(changes[0])
+
+
+def _changes(reel: Reel, first: int, end: int) -> NDArray[np.uint8]:
+    """Return the largest change of each cell's colours at frames of some places, [N, cells]."""
+    before, after = reel.levels[first - 1 : end - 1], reel.levels[first:end]
+    changes = np.maximum(before, after) - np.minimum(before, after)
+    largest: NDArray[np.uint8] = changes.reshape(end - first, 3, -1).max(axis=1)
+    return largest
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:

@@ -25,7 +25,7 @@ class Split(Stage[Source, SplitResult]):
     """One source to many clips, in a process of its own."""
 
     name: ClassVar[str] = "split"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     reads: ClassVar[tuple[str, ...]] = ()
     value: ClassVar[type[Any]] = SplitResult
     crash: ClassVar[str] = "decoder_crash"

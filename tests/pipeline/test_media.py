@@ -308,7 +308,7 @@ def decoded_pictures(path: Path, *, rough: bool) -> list[tuple[str, NDArray[np.u
         return [(PictureType(frame.pict_type).name, frame.to_ndarray()) for _, frame in decoded_ahead(media, stream)]
 
 
-@pytest.mark.parametrize(("height", "width", "frames"), [(240, 320, 4), (720, 1280, 2), (1080, 1920, 1), (2160, 3840, 1)])
+@pytest.mark.parametrize(("height", "width", "frames"), [(240, 320, 8), (720, 1280, 2), (1080, 1920, 1), (2160, 3840, 1)])
 def test_few_frames_are_decoded_ahead_and_none_that_are_large(height: int, width: int, frames: int) -> None:
     codec_context = SimpleNamespace(height=height, width=width)
     assert frames_ahead(SimpleNamespace(codec_context=codec_context)) == frames

@@ -275,6 +275,34 @@ def test_a_flash_that_goes_out_over_some_frames_is_no_cut(of: Scene, fps: int) -
     assert found(pictures.clip(0, 255).astype(np.uint8), fps=fps) == []
 
 
+# ---- titles over shots in which much moves ------------------------------------------------------------------------------
+
+
+def restless(seed: int, frames: int, rows: int, pace: int) -> Pictures:
+    """A dark room, above which so many rows of something pass by."""
+    rng = np.random.default_rng(seed)
+    room = cv2.resize(rng.uniform(10, 70, (4, 6, 3)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    passing = cv2.resize(rng.uniform(0, 160, (3, 60, 3)).astype(np.float32), (720, rows), interpolation=cv2.INTER_LINEAR)
+    pictures = np.stack([room] * frames)
+    for number, picture in enumerate(pictures):
+        picture[:rows] = passing[:, pace * number :][:, :WIDTH]
+    return pictures.astype(np.uint8)
+
+
+@pytest.mark.parametrize("rows", [18, 24])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_title_over_a_shot_in_which_much_moves_is_no_cut(seed: int, rows: int) -> None:
+    pictures = restless(seed, 90, rows, 6)
+    pictures[30:60, 48:63, 20:78] = 230
+    assert found(pictures) == []
+
+
+@pytest.mark.parametrize("rows", [18, 24])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_cut_between_shots_in_which_much_moves_is_found(seed: int, rows: int) -> None:
+    assert found(restless(seed, 45, rows, 6), 255 - restless(seed + 10, 45, rows, 6)) == [(45, 45)]
+
+
 # ---- wipes -------------------------------------------------------------------------------------------------------------
 
 
