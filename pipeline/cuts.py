@@ -5,16 +5,18 @@ Runs in the decoder's process.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Container
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import native
-from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, lit
+from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, likeness, lit
 
 LEAST_CHANGED = 0.27  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 CONCENTRATED = 9  # times as much as on average a cell changes, the one that changes most, where somebody takes another pose
 ALONE = 2.5  # times as much counts a weak change that stands alone, at most
+LIT = 15  # levels that a flash makes a picture lighter by, at the least
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 
 
@@ -95,6 +97,34 @@ def _changes(reel: Reel, first: int, end: int) -> NDArray[np.uint8]:
     changes = np.maximum(before, after) - np.minimum(before, after)
     largest: NDArray[np.uint8] = changes.reshape(end - first, 3, -1).max(axis=1)
     return largest
+
+
+def is_flash(reel: Reel, start: int, end: int) -> bool:
+    """Tell whether frames `[start, end)` between two shots, or a cut, are of a flash in a shot that moves and goes on.
+
+    What lies before and after the light is of one scene, and differs no more than frames do that are as far apart, without it.
+    """
+    first, last = reel.back(max(start, reel.first + 1), FLASH_S), reel.ahead(end, FLASH_S)
+    light = reel.levels[first - reel.first : last + 1 - reel.first].mean(axis=1).tolist()
+    brightest, dark = first + light.index(max(light)), min(light) + max(LIT, 0.2 * (max(light) - min(light)))
+    before = next((number for number in range(brightest, first - 1, -1) if light[number - first] <= dark), None)
+    after = next((number for number in range(brightest, last + 1) if light[number - first] <= dark), None)
+    if before is None or after is None:
+        return False
+    before, after = min(before, start - 1), max(after, end)
+    ends = max(light[before - first], light[after - first])
+    if ends > dark or light[brightest - first] < ends + LIT:
+        return False
+    a, b = (reel.levels[number - reel.first].astype(np.float32) for number in (before, after))
+    sides = (2 * before - after, before), (after, 2 * after - before)
+    usual = [_apart(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
+    return bool(usual) and _apart(reel, before, after) <= 1.75 * fmean(usual) and likeness(a, b) >= 0.45
+
+
+def _apart(reel: Reel, number: int, other: int) -> float:
+    """Return how much two frames differ, in levels."""
+    a, b = (reel.levels[place - reel.first].astype(np.float32) for place in (number, other))
+    return float(np.abs(a - b).mean())
 
 
 def _repeats(reel: Reel, start: int) -> Container[int]:

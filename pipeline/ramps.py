@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import native
-from pipeline.reel import DENSEST_FPS, ONE_COLOUR, REACH_S, Around, Cells, Reel, Transition, lit
+from pipeline.reel import DENSEST_FPS, ONE_COLOUR, REACH_S, Around, Cells, Reel, Transition, likeness, lit
 
 Series = NDArray[np.float64]  # [N]
 
@@ -194,18 +194,12 @@ def _is_ramp(times: Series, cells: Cells, start: int, stop: int, spread: Sequenc
         return share >= LEAST_SHARE
     # A mix is near to both, has no more structure than they have, and leads to another picture. What moves while a camera sets
     # its exposure adds structure; a scene in another light is much like what it was.
-    sag, likeness = 2 * spread[(start + stop) // 2] / (spread_a + spread_b), _likeness(a, b)
-    if sag > 1.02 or likeness > 0.9 or off[1:-1].mean() > 0.2 * size.mean():
+    sag, alike = 2 * spread[(start + stop) // 2] / (spread_a + spread_b), likeness(a, b)
+    if sag > 1.02 or alike > 0.9 or off[1:-1].mean() > 0.2 * size.mean():
         return False
     if not _differ(a, b, 0.55 * full):  # nor do two cards, of which most is of one colour
-        return share >= 0.8 and usual >= 70 and likeness < 0.6
-    return share >= LEAST_SHARE or (moving >= LEAST_SHARE and sag <= 0.88 and likeness <= 0.45)
-
-
-def _likeness(a: Cells, b: Cells) -> float:
-    """Return the correlation of two pictures without their means: 1 where only the light differs, about 0 of two scenes."""
-    x, y = (picture.reshape(3, -1) - picture.reshape(3, -1).mean(axis=1, keepdims=True) for picture in (a, b))
-    return float((x * y).sum() / max(1e-6, np.sqrt((x * x).sum() * (y * y).sum())))
+        return share >= 0.8 and usual >= 70 and alike < 0.6
+    return share >= LEAST_SHARE or (moving >= LEAST_SHARE and sag <= 0.88 and alike <= 0.45)
 
 
 def _differ(a: Cells, b: Cells, least: float) -> bool:

@@ -166,3 +166,9 @@ def lit(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     """Tell which cells of two pictures are no black bars: lit in one of them at least."""
     lit: NDArray[np.bool_] = np.maximum(a, b).reshape(3, -1).max(axis=0) > 12
     return lit
+
+
+def likeness(a: Cells, b: Cells) -> float:
+    """Return the correlation of two pictures without their means: 1 where only the light differs, about 0 of two scenes."""
+    x, y = (picture.reshape(3, -1) - picture.reshape(3, -1).mean(axis=1, keepdims=True) for picture in (a, b))
+    return float((x * y).sum() / max(1e-6, np.sqrt((x * x).sum() * (y * y).sum())))

@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cuts import ALONE, LEAST_CHANGED, changed_share, cut_strengths, strength_alone
+from pipeline.cuts import ALONE, LEAST_CHANGED, changed_share, cut_strengths, is_flash, strength_alone
 from pipeline.planes import CELLS
 from pipeline.ramps import JUST_S, PLATEAU_S, agreed, faded, ramps
 from pipeline.reel import (
@@ -158,7 +158,10 @@ class Transitions:
         for found in self._merged():
             if not (final or self._closed(found, known) or self._grows_old(found)):
                 return
-            yield from self._give(found, final=final)
+            if is_flash(self.reel, found.start, found.end):
+                self._forget_up_to(found.end)
+            else:
+                yield from self._give(found, final=final)
 
     def _merged(self) -> list[Transition]:
         """Join what is known of cuts and ramps to transitions with shots between them."""
@@ -236,7 +239,11 @@ class Transitions:
             start = 0
         if final and (reel.end - end < self.min_shot_frames or (fades and self._one_colour(end, reel.end))):
             end = reel.end
-        self.cuts = {cut: strength for cut, strength in self.cuts.items() if cut > found.end}
-        self.ramps = [seen for seen in self.ramps if agreed(seen)[0] > found.end]
+        self._forget_up_to(found.end)
         self.given = end
         yield Transition(start=start, end=end)
+
+    def _forget_up_to(self, end: int) -> None:
+        """Forget the cuts, ramps and wipes of a transition that ends there."""
+        self.cuts = {cut: strength for cut, strength in self.cuts.items() if cut > end}
+        self.ramps = [seen for seen in self.ramps if agreed(seen)[0] > end]

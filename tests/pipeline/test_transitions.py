@@ -303,6 +303,34 @@ def test_a_cut_between_shots_in_which_much_moves_is_found(seed: int, rows: int) 
     assert found(restless(seed, 45, rows, 6), 255 - restless(seed + 10, 45, rows, 6)) == [(45, 45)]
 
 
+def swept(seed: int, frames: int, pace: int) -> Pictures:
+    """A camera that sweeps over a soft ground."""
+    coarse = np.random.default_rng(seed).uniform(10, 120, (2, 14, 3)).astype(np.float32)
+    ground = cv2.resize(coarse, (720, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    return np.stack([ground[:, pace * number :][:, :WIDTH] for number in range(frames)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("pace", [3, 4])
+@pytest.mark.parametrize("seed", [0, 3, 5, 6, 16])
+def test_a_flash_over_a_shot_in_which_all_moves_is_no_cut(seed: int, pace: int) -> None:
+    pictures = swept(seed, 90, pace).astype(np.float64)
+    for number, gain in enumerate((3.0, 2.2, 1.5, 1.2), 40):
+        pictures[number] = pictures[number] * gain + 40 * (gain - 1)
+    assert found(pictures.clip(0, 255).astype(np.uint8)) == []
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5])
+def test_a_short_fade_through_white_is_no_flash(seed: int) -> None:
+    ((start, end),) = found(faded(swept(seed, 45, 1), 255 - swept(seed + 20, 45, 1), 3, WHITE))
+    assert start <= 45 <= end
+
+
+def test_a_cut_at_the_end_of_a_strobe_light_is_found() -> None:
+    strobe = (shot(FIRST, 48) // 2).astype(np.float64)
+    strobe[np.arange(48) % 6 >= 3] += 90
+    assert found(strobe.clip(0, 255).astype(np.uint8), shot(SECOND, 48)) == [(48, 48)]
+
+
 # ---- wipes -------------------------------------------------------------------------------------------------------------
 
 
