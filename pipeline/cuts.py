@@ -16,6 +16,7 @@ from pipeline.reel import DENSEST_FPS, FLASH_S, ONE_COLOUR, USUAL_S, Reel, liken
 LEAST_CHANGED = 0.27  # of a picture changes at a cut; a title, a subtitle or a small picture that is laid over it is less
 CONCENTRATED = 9  # times as much as on average a cell changes, the one that changes most, where somebody takes another pose
 ALONE = 2.5  # times as much counts a weak change that stands alone, at most
+FROZEN = 0.05  # of the change that ends a freeze is what changes in it, at the most
 LIT = 15  # levels that a flash makes a picture lighter by, at the least
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 
@@ -99,26 +100,43 @@ def _changes(reel: Reel, first: int, end: int) -> NDArray[np.uint8]:
     return largest
 
 
-def is_flash(reel: Reel, start: int, end: int) -> bool:
-    """Tell whether frames `[start, end)` between two shots, or a cut, are of a flash in a shot that moves and goes on.
+def goes_on(reel: Reel, start: int, end: int) -> bool:
+    """Tell whether one shot goes on over the frames `[start, end)` between two, or over a cut: over a flash, or after a freeze.
 
-    What lies before and after the light is of one scene, and differs no more than frames do that are as far apart, without it.
+    What lies before and after is of one scene then, and differs no more than other frames that are as far apart, in a shot that
+    moves.
     """
+    return any(_is_one_shot(reel, *span) for span in (_flash(reel, start, end), _freeze(reel, start, end)) if span)
+
+
+def _is_one_shot(reel: Reel, before: int, after: int) -> bool:
+    sides = (2 * before - after, before), (after, 2 * after - before)
+    usual = [_apart(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
+    if not usual or _apart(reel, before, after) > 1.75 * fmean(usual):
+        return False
+    return likeness(*(reel.levels[number - reel.first].astype(np.float32) for number in (before, after))) >= 0.45
+
+
+def _flash(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
+    """Return the last frame before and the first after a light that comes and goes around frames `[start, end)`, or None."""
     first, last = reel.back(max(start, reel.first + 1), FLASH_S), reel.ahead(end, FLASH_S)
     light = reel.levels[first - reel.first : last + 1 - reel.first].mean(axis=1).tolist()
     brightest, dark = first + light.index(max(light)), min(light) + max(LIT, 0.2 * (max(light) - min(light)))
     before = next((number for number in range(brightest, first - 1, -1) if light[number - first] <= dark), None)
     after = next((number for number in range(brightest, last + 1) if light[number - first] <= dark), None)
     if before is None or after is None:
-        return False
+        return None
     before, after = min(before, start - 1), max(after, end)
     ends = max(light[before - first], light[after - first])
-    if ends > dark or light[brightest - first] < ends + LIT:
-        return False
-    a, b = (reel.levels[number - reel.first].astype(np.float32) for number in (before, after))
-    sides = (2 * before - after, before), (after, 2 * after - before)
-    usual = [_apart(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
-    return bool(usual) and _apart(reel, before, after) <= 1.75 * fmean(usual) and likeness(a, b) >= 0.45
+    return (before, after) if ends <= dark and light[brightest - first] >= ends + LIT else None
+
+
+def _freeze(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
+    """Return the first of the frames before a cut that show the same, and the cut; None if there are no two, or no cut."""
+    low, before = reel.back(max(start, reel.first + 1), FLASH_S), start - 1
+    while before > low and reel.change[before - reel.first] <= max(0.02, FROZEN * reel.change[start - reel.first]):
+        before -= 1
+    return (before, end) if start == end and before < start - 1 else None
 
 
 def _apart(reel: Reel, number: int, other: int) -> float:

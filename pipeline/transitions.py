@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cuts import ALONE, LEAST_CHANGED, changed_share, cut_strengths, is_flash, strength_alone
+from pipeline.cuts import ALONE, LEAST_CHANGED, changed_share, cut_strengths, goes_on, strength_alone
 from pipeline.planes import CELLS
 from pipeline.ramps import JUST_S, PLATEAU_S, agreed, faded, ramps
 from pipeline.reel import (
@@ -158,7 +158,7 @@ class Transitions:
         for found in self._merged():
             if not (final or self._closed(found, known) or self._grows_old(found)):
                 return
-            if is_flash(self.reel, found.start, found.end):
+            if goes_on(self.reel, found.start, found.end):
                 self._forget_up_to(found.end)
             else:
                 yield from self._give(found, final=final)

@@ -319,6 +319,22 @@ def test_a_flash_over_a_shot_in_which_all_moves_is_no_cut(seed: int, pace: int) 
     assert found(pictures.clip(0, 255).astype(np.uint8)) == []
 
 
+@pytest.mark.parametrize("frozen", [4, 5])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_shot_that_freezes_and_catches_up_goes_on(seed: int, frozen: int) -> None:
+    pictures = swept(seed, 90, 5)
+    pictures[40 : 40 + frozen] = pictures[40]
+    assert not any(span == (40 + frozen, 40 + frozen) for span in found(pictures))
+
+
+@pytest.mark.parametrize("frozen", [5, 6])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cut_after_a_freeze_is_found(seed: int, frozen: int) -> None:
+    pictures = np.concatenate([swept(seed, 40 + frozen, 2), 255 - swept(seed + 20, 48, 2)])
+    pictures[40 : 40 + frozen] = pictures[40]
+    assert (40 + frozen, 40 + frozen) in found(pictures)
+
+
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 5])
 def test_a_short_fade_through_white_is_no_flash(seed: int) -> None:
     ((start, end),) = found(faded(swept(seed, 45, 1), 255 - swept(seed + 20, 45, 1), 3, WHITE))
