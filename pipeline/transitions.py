@@ -1,16 +1,19 @@
 """Transitions: where one shot ends and the next begins, from the stream of a source's frames, a few seconds behind it.
 
 Runs in the decoder's process. Every frame becomes a tiny picture of block means (`CELLS`); all is decided on these, over
-windows in seconds of presentation time, whatever the frame rate. Four rules:
+windows in seconds of presentation time, whatever the frame rate. Five rules:
 
 - A **cut** lies between two sides no frames of which are alike, it stands out from what changes around it, and most of the
-  picture changes. A flash, or a strobe light, has frames alike on both sides, and is no cut; nor is a title laid over a shot.
+  picture changes by more than usual. A flash, or a strobe light, has frames alike on both sides, and is no cut; nor is a title
+  laid over a shot.
 - A **ramp** (dissolve; fade from or to one colour) mixes two pictures: most cells go from one level to another in step, at a
   steady pace, and keep still before and after; or, where shots move, two pictures that are not alike cancel out in their mix.
   What pans, moves or grows changes cell after cell; what gets lighter or darker keeps its structure.
 - A **wipe** lays one shot over the other from one side: each cell changes at once, when a straight border reaches it, and both
   sides of that stand still meanwhile.
 - Cuts and ramps with next to nothing between them, or with nothing but frames of one colour, are one transition.
+- A shot that moves **goes on** over a flash, or after a freeze, if what lies before and after differs no more than frames of it
+  do that are as far apart.
 
 Memory holds the tiny pictures of a few seconds, however long the source. Cost: some hundredths of a millisecond a frame.
 """
