@@ -106,10 +106,13 @@ def goes_on(reel: Reel, start: int, end: int) -> bool:
     What lies before and after is of one scene then, and differs no more than other frames that are as far apart, in a shot that
     moves.
     """
+    if not reel.first < start <= end < reel.end:
+        return False
     return any(_is_one_shot(reel, *span) for span in (_flash(reel, start, end), _freeze(reel, start, end)) if span)
 
 
 def _is_one_shot(reel: Reel, before: int, after: int) -> bool:
+    """Tell whether two frames are of one scene, and differ no more than others do that are as far apart."""
     sides = (2 * before - after, before), (after, 2 * after - before)
     usual = [_apart(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
     if not usual or _apart(reel, before, after) > 1.75 * fmean(usual):
@@ -119,7 +122,7 @@ def _is_one_shot(reel: Reel, before: int, after: int) -> bool:
 
 def _flash(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
     """Return the last frame before and the first after a light that comes and goes around frames `[start, end)`, or None."""
-    first, last = reel.back(max(start, reel.first + 1), FLASH_S), reel.ahead(end, FLASH_S)
+    first, last = reel.back(start, FLASH_S), reel.ahead(end, FLASH_S)
     light = reel.levels[first - reel.first : last + 1 - reel.first].mean(axis=1).tolist()
     brightest, dark = first + light.index(max(light)), min(light) + max(LIT, 0.2 * (max(light) - min(light)))
     before = next((number for number in range(brightest, first - 1, -1) if light[number - first] <= dark), None)
@@ -133,7 +136,7 @@ def _flash(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
 
 def _freeze(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
     """Return the first of the frames before a cut that show the same, and the cut; None if there are no two, or no cut."""
-    low, before = reel.back(max(start, reel.first + 1), FLASH_S), start - 1
+    low, before = reel.back(start, FLASH_S), start - 1
     while before > low and reel.change[before - reel.first] <= max(0.02, FROZEN * reel.change[start - reel.first]):
         before -= 1
     return (before, end) if start == end and before < start - 1 else None

@@ -124,6 +124,8 @@ def _ends(times: Sequence[float], progress: Sequence[float], middle: int) -> tup
     start = _walk(times, progress, middle, -1, 0.35 * pace)
     stop = _walk(times, progress, middle, 1, 0.35 * pace)
     nearly = 0.25 * (progress[stop] - progress[start])  # beyond that it goes on otherwise: a fade turns round
+    if nearly <= 0:
+        return None
     sides = slice(bisect_left(times, times[start] - 0.25), start + 1), slice(stop, bisect_right(times, times[stop] + 0.25))
     low, high = (
         median([there for there in progress[side] if abs(there - progress[end]) <= nearly])

@@ -598,3 +598,40 @@ def test_a_source_that_is_all_transition_is_one_clip(scan: Any, tmp_path: Path) 
     share = np.concatenate([np.linspace(0, 1, 9), np.linspace(1, 0, 9)])[:, None, None, None]
     path = write_video(tmp_path / "a.mp4", (shot(SECOND, 18) * share).round().astype(np.uint8), fps=FPS)
     assert scan(path)[0]["clips"]
+
+
+# ---- whatever comes ----------------------------------------------------------------------------------------------------
+
+
+def anything(rng: np.random.Generator) -> tuple[list[float], Pictures]:
+    """Times at any rate, and tiny pictures of a few scenes, noise, and some of a flash, a freeze, one colour and a title."""
+    count, fps = int(rng.choice([1, 2, 3, 5, 9, 17, 40, 90, 200, 400])), int(rng.choice([5, 8, 15, 24, 30, 60, 120]))
+    scenes = rng.uniform(0, 255, (rng.integers(1, 6), *CELLS, 3))
+    made = scenes[np.sort(rng.integers(0, len(scenes), count))]
+    made = made + rng.normal(0, rng.choice([0, 0.5, 3]), made.shape)
+    pace = rng.choice([0, 0, 0.2, 1])
+    made = np.stack([np.roll(picture, int(pace * number), axis=1) for number, picture in enumerate(made)])
+    for _ in range(rng.integers(0, 5)):
+        some = slice(at := int(rng.integers(0, count)), at + int(rng.integers(1, 9)))
+        kind = rng.integers(0, 4)
+        if kind == 0:
+            made[some] = made[some] * rng.uniform(1, 3) + rng.uniform(0, 80)
+        elif kind == 1:
+            made[some] = made[at]
+        elif kind == 2:
+            made[some] = rng.choice([0, 255])
+        else:
+            made[some, 2:6, 3:9] = rng.uniform(0, 255)
+    times = np.cumsum(rng.uniform(0.2, 1.8, count) / fps) if rng.random() < 0.4 else np.arange(count) / fps
+    return times.tolist(), made.clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", [*range(60), 1915, 2996, 3049, 5317])
+def test_whatever_comes_transitions_are_in_order(seed: int) -> None:
+    times_s, pictures = anything(rng := np.random.default_rng(seed))
+    detect, some = Transitions(min_shot_frames=int(rng.integers(1, 9))), int(rng.choice([1, 7, 64, 128]))
+    given: list[Transition] = []
+    for first in range(0, len(pictures), some):
+        given += detect.take(times_s[first : first + some], pictures[first : first + some])
+    borders = [0, *(frame for found in [*given, *detect.finish()] for frame in (found.start, found.end)), len(pictures)]
+    assert borders == sorted(borders)
