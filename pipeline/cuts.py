@@ -1,4 +1,4 @@
-"""Cuts: how much a frame stands out as the first of a shot.
+"""Cuts: how much a frame stands out as the first of a shot, and where a shot goes on although something stands out.
 
 Runs in the decoder's process.
 """
@@ -18,6 +18,7 @@ CONCENTRATED = 9  # times as much as on average a cell changes, the one that cha
 ALONE = 2.5  # times as much counts a weak change that stands alone, at most
 FROZEN = 0.05  # of the change that ends a freeze is what changes in it, at the most
 LIT = 15  # levels that a flash makes a picture lighter by, at the least
+AS_FAR, ALIKE = 1.75, 0.45  # times what frames as far apart differ by, at most, and a correlation, at least: of one shot
 REPEAT_S = 0.12  # from a frame that is shown again to others that are not
 
 
@@ -114,10 +115,10 @@ def goes_on(reel: Reel, start: int, end: int) -> bool:
 def _is_one_shot(reel: Reel, before: int, after: int) -> bool:
     """Tell whether two frames are of one scene, and differ no more than others do that are as far apart."""
     sides = (2 * before - after, before), (after, 2 * after - before)
-    usual = [_apart(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
-    if not usual or _apart(reel, before, after) > 1.75 * fmean(usual):
+    usual = [_difference(reel, *side) for side in sides if side[0] >= reel.first and side[1] < reel.end]
+    if not usual or _difference(reel, before, after) > AS_FAR * fmean(usual):
         return False
-    return likeness(*(reel.levels[number - reel.first].astype(np.float32) for number in (before, after))) >= 0.45
+    return likeness(*(reel.levels[number - reel.first].astype(np.float32) for number in (before, after))) >= ALIKE
 
 
 def _flash(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
@@ -142,7 +143,7 @@ def _freeze(reel: Reel, start: int, end: int) -> tuple[int, int] | None:
     return (before, end) if start == end and before < start - 1 else None
 
 
-def _apart(reel: Reel, number: int, other: int) -> float:
+def _difference(reel: Reel, number: int, other: int) -> float:
     """Return how much two frames differ, in levels."""
     a, b = (reel.levels[place - reel.first].astype(np.float32) for place in (number, other))
     return float(np.abs(a - b).mean())

@@ -264,9 +264,10 @@ def pictures_of(held: Sequence[Held], box: Box, side: int, least: int = 2) -> ND
     pictures = np.empty((len(held), height, width, 3), np.uint8)
     if native.compiled:
         native.compiled.draw([(*frame.inside(box), frame.matrix) for frame in held], pictures)
-    for frame, picture in zip(held, pictures, strict=True):
-        if not native.compiled:
+    else:
+        for frame, picture in zip(held, pictures, strict=True):
             frame.draw(box, picture)
+    for frame, picture in zip(held, pictures, strict=True):
         if not frame.standard:
             cv2.LUT(picture, standard_range(), picture)
     return pictures

@@ -167,7 +167,7 @@ def divided(times: list[float], max_clip_s: float) -> Iterator[tuple[int, int]]:
         First frame and end frame of each piece, counted from the shot's first.
     """
     pieces = max(1, math.ceil((times[-1] - times[0]) / max_clip_s - 1e-9))
-    targets = spread(times[0], times[-1], pieces + 1)[1:-1]
+    targets = linspace(times[0], times[-1], pieces + 1)[1:-1]
     borders = {0, *(bisect_left(times, target, 0, len(times) - 1) for target in targets), len(times) - 1}
     yield from itertools.pairwise(sorted(borders))
 
@@ -175,13 +175,13 @@ def divided(times: list[float], max_clip_s: float) -> Iterator[tuple[int, int]]:
 def evenly(numbers: list[int], most: int) -> list[int]:
     """Choose at most `most` of ascending frame numbers, spread as evenly as they allow, the first and the last among them."""
     chosen = set()
-    for target in spread(numbers[0], numbers[-1], min(len(numbers), most)):
+    for target in linspace(numbers[0], numbers[-1], min(len(numbers), most)):
         at = bisect_left(numbers, target)
         chosen.add(min(numbers[max(0, at - 1) : at + 1], key=lambda number: abs(number - target)))
     return sorted(chosen)
 
 
-def spread(first: float, last: float, count: int) -> list[float]:
+def linspace(first: float, last: float, count: int) -> list[float]:
     """Return so many numbers from the first to the last, evenly; NumPy's own takes a child of the decoder ten times as long."""
     step = (last - first) / max(1, count - 1)
     return [*(first + number * step for number in range(count - 1)), last] if count > 1 else [first]
